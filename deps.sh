@@ -1,0 +1,52 @@
+#!/bin/sh
+# Install what a fresh Debian or Ubuntu machine lacks. usage: deps.sh PYTHON VENV
+# Debian packages need root; without it this says what is missing and goes on with what is there.
+set -eu
+python=$1 venv=$2
+say() { printf 'deps: %s\n' "$*"; }
+
+need=""
+want() { # want PACKAGE PATH-OR-COMMAND...: the package is there if any of them is
+	package=$1; shift
+	for it; do
+		case $it in
+		/*) [ -e "$it" ] && return ;;
+		*) command -v "$it" >/dev/null 2>&1 && return ;;
+		esac
+	done
+	need="$need $package"
+}
+triplet=$(uname -m)-linux-gnu
+want clang clang; want llvm llvm-strip; want clang-format clang-format
+want libbpf1 "/usr/lib/$triplet/libbpf.so.1" /usr/lib64/libbpf.so.1
+want libbpf-dev /usr/include/bpf/bpf_helpers.h
+want linux-libc-dev /usr/include/linux/bpf.h
+want bpftool bpftool /usr/sbin/bpftool; want iproute2 ip /usr/sbin/ip
+want mosquitto mosquitto /usr/sbin/mosquitto
+want wrk wrk; want nginx-light nginx /usr/sbin/nginx
+"$python" -c 'import venv, ensurepip' 2>/dev/null || need="$need python3-venv"
+
+if [ -n "$need" ]; then
+	if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+		say "installing Debian packages:$need"
+		export DEBIAN_FRONTEND=noninteractive
+		apt-get update -qq
+		# one by one: a package this release lacks must not keep the others away
+		for package in $need; do
+			apt-get install -y -qq --no-install-recommends "$package" >/dev/null ||
+				say "could not install $package; what needs it will say so"
+		done
+	else
+		say "missing, and only root can install them:$need"
+		say "run: sudo apt-get install$need"
+		case " $need " in *" python3-venv "*) exit 1 ;; esac
+	fi
+fi
+
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+	say "$("$python" --version) is too old: Weir needs Python 3.11 or newer (make deps PYTHON=python3.12)"; exit 1; }
+[ -x "$venv/bin/python" ] || { say "creating $venv"; "$python" -m venv "$venv"; }
+say "installing the locked Python packages (requirements.lock) into $venv"
+"$venv/bin/pip" install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+"$venv/bin/pip" install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+say "done"
