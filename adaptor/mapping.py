@@ -1,0 +1,242 @@
+"""From an MQTT message to the CloudEvent of a route.
+
+Two kinds of messages come in. Those that already are CloudEvents (CloudEvents MQTT binding: binary
+mode in user properties, spec form or with sdk-go's `ce-` prefix; structured mode by Content Type)
+keep their identity. Plain messages become events by the route's templates. Both get the extensions
+that say how the message came (mqtttopic, mqttqos, mqttretain, mqttdup).
+
+Messages are `mqtt5.PublishPacket`s for both protocol versions; a 3.1.1 message merely lacks
+properties. Pure: ids and times are given from outside.
+"""
+
+from __future__ import annotations
+
+import itertools
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from mqtt5 import PublishPacket
+
+from weir.adaptor.events import (
+    OPAQUE,
+    REQUIRED,
+    Event,
+    MalformedEvent,
+    check,
+    from_json,
+    header,
+    http_headers,
+    is_attribute_name,
+    is_media_type,
+    is_timestamp,
+)
+from weir.adaptor.routes import Route
+
+STRUCTURED = "application/cloudevents"
+TEXT = "text/plain;charset=utf-8"
+
+PASSED_ON = frozenset(
+    "traceparent tracestate partitionkey sequence sequencetype correlationid causationid "
+    "dataschema".split()
+)
+"""User properties of a plain message that have a meaning of their own in CloudEvents."""
+
+REMEMBERED = 10_000
+"""Rendered heads kept per route; publishers that mint topics must not grow us without end."""
+
+
+def minted_ids() -> Callable[[], str]:
+    """A source of ids: UUIDs whose first 80 bits are random per process and whose last 48 count.
+
+    As unique as random ones and several times cheaper; never derived from the payload, because
+    two equal readings are two events.
+    """
+    seed = uuid.uuid4()
+    head = str(seed)[:24]
+    counter = itertools.count(int(str(seed)[24:], 16) >> 1)
+    return lambda: f"{head}{next(counter) & 0xFFFFFFFFFFFF:012x}"
+
+
+class Clock:
+    """RFC 3339 in UTC with microseconds; renders each second once."""
+
+    def __init__(self) -> None:
+        self._second = -1
+        self._text = ""
+
+    def text(self, seconds: float) -> str:
+        """`seconds` since the epoch."""
+        whole = int(seconds)
+        if whole != self._second:
+            self._second = whole
+            self._text = datetime.fromtimestamp(whole, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        return f"{self._text}.{int((seconds - whole) * 1e6):06d}Z"
+
+
+def publisher_id(message: PublishPacket) -> str | None:
+    """The id that the publisher gave: the user property `id`; of several, the last."""
+    for name, value in reversed(message.user_properties):
+        if name == "id" and value:
+            return value
+    return None
+
+
+class Mapper:
+    """One route's events. Renders what depends on the topic alone only once per topic."""
+
+    def __init__(self, route: Route, broker: str, *, sniff: bool = False) -> None:
+        """`broker`: host:port, for templates. `sniff`: look for structured mode in payloads
+        without a Content Type, as a 3.1.1 receiver must."""
+        self.route = route
+        self._broker = broker
+        self._sniff = sniff
+        self._clock = Clock()
+        self._rendered: dict[tuple[str, str | None, bool], bytes] = {}
+
+    def encode(self, message: PublishPacket, event_id: str, received: float) -> tuple[bytes, bytes]:
+        """The event as HTTP header lines and body; the same as `event()` says, only faster.
+
+        Raises MalformedEvent.
+        """
+        content_type = message.content_type
+        if (
+            message.retain
+            or message.duplicate
+            or message.payload_format_indicator
+            or message.message_expiry_interval is not None
+            or message.user_properties
+            or self._maybe_cloudevent(content_type, message)
+        ):
+            event = self.event(message, event_id, received)
+            return http_headers(event), event.data
+        key = (message.topic, content_type, message.packet_id is None)
+        rendered = self._rendered.get(key) or self._render(key, message)
+        stamp = f"ce-id: {event_id}\r\nce-time: {self._clock.text(received)}\r\n"
+        return rendered + stamp.encode("ascii"), message.payload
+
+    def _render(self, key: tuple[str, str | None, bool], message: PublishPacket) -> bytes:
+        if len(self._rendered) >= REMEMBERED:
+            self._rendered.clear()
+        attributes = self._fixed(message) | _arrival(message)
+        lines = b"".join(header(name, value) for name, value in attributes.items())
+        lines += f"Content-Type: {self._content_type(message)}\r\n".encode("ascii")
+        self._rendered[key] = lines
+        return lines
+
+    def event(self, message: PublishPacket, event_id: str, received: float) -> Event:
+        """`event_id`: for a plain message. `received`: seconds since the epoch.
+
+        Raises MalformedEvent when the message claims to be a CloudEvent and is none.
+        """
+        published = self._published(message)
+        if published is None:
+            return self.plain(message, event_id, received)
+        attributes = dict(published.attributes)
+        for name, value in _arrival(message).items():
+            attributes.setdefault(name, value)
+        return Event(attributes, published.data, published.content_type)
+
+    def plain(self, message: PublishPacket, event_id: str, received: float) -> Event:
+        """The message by the route's rules, whatever it claims to be."""
+        properties = dict(message.user_properties)
+        attributes = self._fixed(message) | _arrival(message)
+        attributes["id"] = event_id
+        now = self._clock.text(received)
+        given = properties.get("time")
+        if given is not None and is_timestamp(given):
+            attributes["time"] = given
+            attributes["recordedtime"] = now
+        else:
+            attributes["time"] = now
+        if message.message_expiry_interval is not None:
+            attributes["expirytime"] = self._clock.text(received + message.message_expiry_interval)
+        for name in PASSED_ON & properties.keys():
+            if properties[name]:
+                attributes[name] = properties[name]
+        return Event(attributes, message.payload, self._content_type(message))
+
+    def _fixed(self, message: PublishPacket) -> dict[str, str]:
+        route, topic = self.route, message.topic
+        attributes = {
+            "specversion": "1.0",
+            # a level may be empty, a type or source may not
+            "type": route.type.render(topic, self._broker) or "-",
+            "source": route.source.render(topic, self._broker, uri=True) or "-",
+        }
+        subject = route.subject.render(topic, self._broker)
+        if subject:
+            attributes["subject"] = subject
+        return attributes
+
+    def _content_type(self, message: PublishPacket) -> str:
+        declared = message.content_type
+        if declared and is_media_type(declared):
+            return declared
+        if self.route.datacontenttype is not None:
+            return self.route.datacontenttype
+        return TEXT if message.payload_format_indicator == 1 else OPAQUE
+
+    def _maybe_cloudevent(self, content_type: str | None, message: PublishPacket) -> bool:
+        if content_type is not None:
+            return content_type[:23].lower() == STRUCTURED
+        return self._sniff and _looks_structured(message.payload)
+
+    def _published(self, message: PublishPacket) -> Event | None:
+        """The event that the message already is, by the receiver's rule of the MQTT binding."""
+        declared = message.content_type or ""
+        if declared[: len(STRUCTURED)].lower() == STRUCTURED:
+            return _structured(declared, message)
+        properties = _cloudevent_properties(message.user_properties)
+        if all(properties.get(name) for name in REQUIRED):
+            return _binary(declared, properties, message)
+        if self._sniff and not declared and _looks_structured(message.payload):
+            try:
+                return from_json(message.payload)
+            except MalformedEvent:
+                return None  # nothing but its looks said that it was one
+        return None
+
+
+def _structured(declared: str, message: PublishPacket) -> Event | None:
+    essence = declared.partition(";")[0].strip().lower()
+    if essence in (STRUCTURED, f"{STRUCTURED}+json"):
+        return from_json(message.payload)
+    return None  # a format we don't know is forwarded as it is, by the route's rules
+
+
+def _binary(declared: str, properties: dict[str, str], message: PublishPacket) -> Event:
+    check(properties)
+    also = properties.pop("datacontenttype", "")
+    content_type = next((each for each in (declared, also) if is_media_type(each)), None)
+    return Event(properties, message.payload, content_type)
+
+
+def _cloudevent_properties(pairs: list[tuple[str, str]]) -> dict[str, str]:
+    """Attributes in user properties, last one wins; sdk-go prefixes them with `ce-` and puts the
+    content type into a property named like the HTTP header."""
+    attributes: dict[str, str] = {}
+    prefixed = any(name == "ce-specversion" for name, _ in pairs)
+    for name, value in pairs:
+        if prefixed and name.lower() == "content-type":
+            name = "datacontenttype"
+        elif prefixed:
+            if not name.startswith("ce-"):
+                continue
+            name = name[3:]
+        if is_attribute_name(name):
+            attributes[name] = value
+    return attributes
+
+
+def _looks_structured(payload: bytes) -> bool:
+    return payload[:1] == b"{" and b'"specversion"' in payload
+
+
+def _arrival(message: PublishPacket) -> dict[str, str]:
+    return {
+        "mqtttopic": message.topic,
+        "mqttqos": "0" if message.packet_id is None else "1",
+        "mqttretain": "true" if message.retain else "false",
+        "mqttdup": "true" if message.duplicate else "false",
+    }
