@@ -1,0 +1,3 @@
+module example.com/weir/telemetry
+
+go 1.24

@@ -1,0 +1,107 @@
+"""The channel between the supervisor and a relay worker: small JSON messages, descriptors beside them.
+
+Owns the framing (one SOCK_SEQPACKET datagram a message, descriptors by SCM_RIGHTS) and the
+queueing on the event loop. Knows nothing of pods or relays.
+"""
+
+import array
+import asyncio
+import contextlib
+import json
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+MAX_MESSAGE = 64 * 1024
+MAX_DESCRIPTORS = 64  # the kernel takes 253 (SCM_MAX_FD)
+
+Message = dict[str, Any]
+
+
+class Channel:
+    """One end. `receive(message, descriptors)` is called for each message, `closed()` once at EOF.
+
+    Descriptors handed to `receive` belong to the callee. Must be made inside a running loop.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        receive: Callable[[Message, list[int]], None],
+        closed: Callable[[], None],
+    ) -> None:
+        self._sock = sock
+        self._receive = receive
+        self._closed = closed
+        self._queue: deque[tuple[bytes, list[int]]] = deque()
+        self._loop = asyncio.get_running_loop()
+        sock.setblocking(False)
+        self._loop.add_reader(sock.fileno(), self._readable)
+
+    def send(self, message: Message, sockets: Iterable[socket.socket] = ()) -> None:
+        """Queue a message; the sockets' descriptors are duplicated, the caller keeps its own.
+
+        Raises ValueError for a message over MAX_MESSAGE bytes. After close() this does nothing:
+        the other side is gone, and its pods with it.
+        """
+        if self._sock.fileno() < 0:
+            return
+        data = json.dumps(message, separators=(",", ":")).encode()
+        if len(data) > MAX_MESSAGE:
+            raise ValueError(f"control message {message.get('op')!r} has {len(data)} bytes")
+        self._queue.append((data, [os.dup(s.fileno()) for s in sockets]))
+        if len(self._queue) == 1:
+            self._flush()
+
+    def close(self) -> None:
+        """Idempotent. Messages still queued are dropped."""
+        if self._sock.fileno() < 0:
+            return
+        self._loop.remove_reader(self._sock.fileno())
+        self._loop.remove_writer(self._sock.fileno())
+        self._sock.close()
+        while self._queue:
+            self._drop(self._queue.popleft()[1])
+
+    def _flush(self) -> None:
+        while self._queue:
+            data, descriptors = self._queue[0]
+            ancillary = (
+                [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+                if descriptors
+                else []
+            )
+            try:
+                self._sock.sendmsg([data], ancillary)
+            except BlockingIOError:
+                self._loop.add_writer(self._sock.fileno(), self._flush)
+                return
+            except OSError:  # the peer is gone; the reader tells
+                break
+            self._queue.popleft()
+            self._drop(descriptors)
+        self._loop.remove_writer(self._sock.fileno())
+        while self._queue:
+            self._drop(self._queue.popleft()[1])
+
+    def _readable(self) -> None:
+        while self._sock.fileno() >= 0:
+            try:
+                data, descriptors, _, _ = socket.recv_fds(self._sock, MAX_MESSAGE, MAX_DESCRIPTORS)
+            except BlockingIOError:
+                return
+            except OSError:
+                data, descriptors = b"", []
+            if not data:
+                self.close()
+                self._closed()
+                return
+            self._receive(json.loads(data), descriptors)
+
+    @staticmethod
+    def _drop(descriptors: list[int]) -> None:
+        for descriptor in descriptors:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)

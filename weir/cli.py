@@ -1,0 +1,185 @@
+"""The `weir` command: what can be asked for, and how. What is done lives with each part.
+
+Imports of the parts are inside the functions: `weir --help` and a sidecar's start must not pay
+for what they don't use.
+"""
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+from pathlib import Path
+
+import weir
+
+EPILOG = """\
+examples:
+  weir doctor
+      what this machine can do, what is missing, and the fix for each
+  weir run --routes routes.yaml -- python function.py
+      broker, function, agent and adaptor on this machine, with a live view
+  weir run --routes routes.yaml --broker mqtt://user:password@host:1883 -- ./function
+      the same with your own broker
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line. Returns the exit status; 2 for a usage error."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    status: int = args.call(args)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    from weir.adaptor import commands as adaptor
+
+    parser = argparse.ArgumentParser(
+        prog="weir",
+        description="Events steered into functions: MQTT in, CloudEvents out, eBPF in between.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"weir {weir.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _run(commands)
+    adaptor.register(commands)
+    _agent(commands)
+    _doctor(commands)
+    return parser
+
+
+def _run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "run",
+        help="everything on this machine: broker, function, agent, adaptor",
+        description="Start a function and bring MQTT events to it, with a live view. "
+        "The function is any command that listens on $PORT and speaks HTTP. "
+        "As root it runs in a network namespace and cgroup of its own, where connections are "
+        "steered and counted by eBPF; without root everything goes through the relay.",
+    )
+    add = parser.add_argument
+    add("--routes", type=Path, required=True, metavar="FILE", help="which topics go where (YAML)")
+    add("--broker", metavar="URL", help="mqtt://[user:password@]host[:port]; default: one of our own")
+    add("--port", type=int, default=8080, help="$PORT of the function in its pod (default 8080)")
+    add("--no-pod", action="store_true", help="run the function as a plain process, relayed only")
+    add("--devices", type=int, default=0, metavar="N", help="simulate N devices that publish readings")
+    add("--interval", type=float, default=0.1, metavar="S", help="seconds between readings of a device")
+    add("--for", type=float, default=0.0, dest="seconds", metavar="S", help="stop after S seconds")
+    add("--verify", metavar="PATH", help='compare counts with the function\'s {"events": N} there')
+    add("--json", action="store_true", help="one JSON object a line instead of the live view")
+    add("--state", type=Path, metavar="DIR", help="where undelivered events are kept between runs")
+    add("command", nargs="+", metavar="-- COMMAND", help="the function, and its arguments")
+    parser.set_defaults(call=_call_run)
+
+
+def _call_run(args: argparse.Namespace) -> int:
+    from weir.adaptor.routes import RoutesError, load
+    from weir.local.run import RunOptions, run
+
+    try:
+        load(args.routes)
+    except RoutesError as e:
+        return fail(str(e))
+    if not 0 < args.port < 65536:
+        return fail(f"--port {args.port}: not a port (1-65535)")
+    if args.devices < 0 or args.interval <= 0:
+        return fail("--devices must be 0 or more and --interval more than 0 seconds")
+    return asyncio.run(
+        run(
+            RunOptions(
+                routes=args.routes,
+                command=tuple(args.command),
+                broker=args.broker,
+                port=args.port,
+                isolated=not args.no_pod,
+                devices=args.devices,
+                interval=args.interval,
+                seconds=args.seconds,
+                verify=args.verify,
+                as_json=args.json,
+                state=args.state,
+            )
+        )
+    )
+
+
+def _agent(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "agent",
+        help="steer, count and relay the pods of this node",
+        description="Serve the pods of a file until SIGTERM, then drain. "
+        "Without root or eBPF every pod is relayed, and the status says why.",
+    )
+    add = parser.add_argument
+    add("--pods", type=Path, required=True, metavar="FILE", help="the pods (JSON)")
+    add("--status", type=Path, metavar="SOCKET", help="unix socket that answers with JSON status")
+    add("--workers", type=int, default=1, metavar="N", help="relay worker processes (default 1)")
+    parser.set_defaults(call=_call_agent)
+
+
+def _call_agent(args: argparse.Namespace) -> int:
+    import uvloop
+
+    from weir.proxy.agent import Agent
+    from weir.proxy.kernel import Kernel, KernelUnavailable
+    from weir.proxy.pod import PodFileError, load_pods
+    from weir.proxy.wire.status import serve_status
+
+    try:
+        pods = load_pods(args.pods)
+    except PodFileError as e:
+        return fail(str(e))
+    if args.workers < 1:
+        return fail(f"--workers {args.workers}: at least 1")
+    kernel, why = None, ""
+    try:
+        kernel = Kernel.load()
+    except KernelUnavailable as e:
+        why = str(e)
+
+    async def serve() -> int:
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        agent = Agent(pods, kernel, why, args.workers)
+        status = await serve_status(args.status, agent.snapshot) if args.status else None
+        try:
+            await agent.run(stop)
+        except OSError as e:
+            return fail(str(e))
+        finally:
+            if status is not None:
+                status.close()
+        return 0
+
+    try:
+        return int(uvloop.run(serve()))
+    finally:
+        if kernel is not None:
+            kernel.close()
+
+
+def _doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "doctor",
+        help="what this machine can do, what is missing, and the fix for each",
+        description="Try each thing that Weir needs, among them a real steered and counted "
+        "connection in a throw-away pod. Exit status 1 if the direct path can't work here.",
+    )
+    parser.add_argument("--json", action="store_true", help="the findings as JSON")
+    parser.set_defaults(call=_call_doctor)
+
+
+def _call_doctor(args: argparse.Namespace) -> int:
+    from weir.local.doctor import doctor
+
+    return doctor(as_json=args.json)
+
+
+def fail(message: str) -> int:
+    """Print an error the way every command does; the status to exit with."""
+    print(f"weir: {message}", file=sys.stderr)
+    return 2

@@ -1,0 +1,1 @@
+"""Local mode: the whole product on one machine, started by `weir run`."""
