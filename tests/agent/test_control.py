@@ -1,0 +1,88 @@
+"""The channel between supervisor and worker: messages whole and in order, descriptors intact."""
+
+import asyncio
+import os
+import socket
+
+import pytest
+
+from weir.proxy.control import MAX_MESSAGE, Channel, Message
+
+
+class End:
+    """One end of a channel that remembers what came."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.messages: list[tuple[Message, list[int]]] = []
+        self.changed = asyncio.Event()
+        self.gone = asyncio.Event()
+        self.channel = Channel(sock, self._receive, self.gone.set)
+
+    def _receive(self, message: Message, descriptors: list[int]) -> None:
+        self.messages.append((message, descriptors))
+        self.changed.set()
+
+    async def wait_for(self, count: int) -> None:
+        while len(self.messages) < count:
+            self.changed.clear()
+            await self.changed.wait()
+
+
+def pair() -> tuple[End, End]:
+    a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    return End(a), End(b)
+
+
+async def test_messages_arrive_whole_and_in_order_though_the_socket_is_full() -> None:
+    a, b = pair()
+    for number in range(2000):
+        a.channel.send({"number": number, "padding": "x" * 1000})
+    await b.wait_for(2000)
+    assert [message["number"] for message, _ in b.messages] == list(range(2000))
+    a.channel.close()
+    b.channel.close()
+
+
+async def test_a_socket_that_is_sent_works_on_the_other_side_and_the_sender_keeps_its_own() -> None:
+    a, b = pair()
+    left, right = socket.socketpair()
+    a.channel.send({"op": "sockets"}, [right])
+    await b.wait_for(1)
+    ((_, descriptors),) = b.messages
+    right.close()
+    with socket.socket(fileno=descriptors[0]) as received, left:
+        received.sendall(b"hello")
+        assert left.recv(5) == b"hello"
+    a.channel.close()
+    b.channel.close()
+
+
+async def test_eof_is_told_once_and_sending_to_the_gone_is_harmless() -> None:
+    a, b = pair()
+    a.channel.close()
+    await b.gone.wait()
+    b.channel.send({"op": "report"})
+    b.channel.close()
+    a.channel.close()
+
+
+async def test_no_descriptor_is_left_when_the_peer_dies_with_messages_queued() -> None:
+    a, b = pair()
+    before = len(os.listdir("/proc/self/fd"))
+    left, right = socket.socketpair()
+    for _ in range(500):
+        a.channel.send({"padding": "x" * 2000}, [right])
+    b.channel.close()
+    await a.gone.wait()
+    left.close()
+    right.close()
+    # both ends' sockets are closed as well
+    assert len(os.listdir("/proc/self/fd")) == before - 2
+
+
+async def test_a_message_over_the_limit_is_refused_with_its_operation() -> None:
+    a, b = pair()
+    with pytest.raises(ValueError, match="'adopt'"):
+        a.channel.send({"op": "adopt", "padding": "x" * MAX_MESSAGE})
+    a.channel.close()
+    b.channel.close()

@@ -1,0 +1,176 @@
+"""`weir run`, end to end: real broker, real function, real steered connections, all of it real."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.local.conftest import EXAMPLE, ROOT, Run, Starter, left_behind
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="a pod of its own needs root")
+FLEET = ("--devices", "5", "--interval", "0.02")
+
+
+def ended(run: Run) -> int:
+    return run.process.wait(60)
+
+
+@needs_root
+def test_every_event_arrives_over_the_direct_path_and_all_counts_agree(weir_run: Starter) -> None:
+    run = weir_run(*FLEET, "--for", "4", "--verify", "/count")
+    summary = run.summary()
+    assert summary["problems"] == [], run.notes.read_text()
+    assert ended(run) == 0
+    assert summary["published"] > 100
+    assert summary["delivered"] == summary["published"] == summary["function_count"]
+    assert summary["direct_requests"] == summary["published"]
+    assert summary["relayed_requests"] == 0
+    assert summary["path"] == "direct"
+    assert left_behind(run.process.pid) == []
+
+
+def test_without_a_pod_every_event_arrives_through_the_relay(weir_run: Starter) -> None:
+    run = weir_run(*FLEET, "--no-pod", "--for", "4", "--verify", "/count")
+    summary = run.summary()
+    assert summary["problems"] == [], run.notes.read_text()
+    assert ended(run) == 0
+    assert summary["delivered"] == summary["published"] == summary["function_count"]
+    assert summary["relayed_requests"] == summary["published"]
+    assert summary["direct_requests"] == 0
+    assert "plain process" in run.notes.read_text()
+
+
+@needs_root
+@pytest.mark.skipif(shutil.which("go") is None, reason="Go is not installed")
+def test_a_go_function_listens_by_mptcp_and_is_steered_all_the_same(
+    weir_run: Starter, tmp_path: Path
+) -> None:
+    binary = tmp_path / "function"
+    subprocess.run(
+        ["go", "build", "-o", str(binary), "."], cwd=ROOT / "examples/telemetry-go", check=True
+    )
+    run = weir_run(*FLEET, "--for", "4", "--verify", "/count", command=(str(binary),))
+    summary = run.summary()
+    assert summary["problems"] == [], run.notes.read_text()
+    assert summary["direct_requests"] == summary["function_count"] == summary["published"]
+
+
+@needs_root
+def test_ctrl_c_drains_and_leaves_nothing_behind(weir_run: Starter) -> None:
+    run = weir_run(*FLEET, "--verify", "/count")
+    run.until(lambda s: s["delivered"] > 50)
+    summary = run.stop()
+    assert summary["problems"] == [], run.notes.read_text()
+    assert summary["delivered"] == summary["published"] == summary["function_count"]
+    assert ended(run) == 0
+    assert left_behind(run.process.pid) == []
+
+
+@needs_root
+def test_what_a_killed_run_left_is_removed_by_the_next(weir_run: Starter) -> None:
+    killed = weir_run(*FLEET)
+    killed.until(lambda s: s["delivered"] > 0)
+    killed.process.kill()
+    killed.process.wait()
+    run = weir_run(*FLEET, "--for", "1")
+    run.summary()
+    assert ended(run) == 0
+    assert left_behind(killed.process.pid) == []
+
+
+def test_a_function_that_crashes_is_started_again_and_nothing_is_lost(
+    weir_run: Starter, tmp_path: Path
+) -> None:
+    once = tmp_path / "once"
+    command = (
+        f"test -e {once} && exec {sys.executable} {EXAMPLE}/function.py; "
+        f"touch {once}; {sys.executable} {EXAMPLE}/function.py & sleep 6; kill -9 $!; exit 3"
+    )
+    run = weir_run(*FLEET, command=("sh", "-c", command))
+    run.until(lambda s: "exited with status 3" in run.notes.read_text())
+    seen = run.samples[-1]["delivered"]
+    run.until(lambda s: s["delivered"] > seen + 50)
+    summary = run.stop()
+    assert summary["delivered"] >= summary["published"]
+    assert summary["unacknowledged"] == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (("/no/such/function",), ["can't start '/no/such/function'", "status 127"]),
+        ((sys.executable, "-c", "import nosuchmodule"), ["nosuchmodule", "ended at its start"]),
+    ],
+)
+def test_a_function_that_can_not_start_is_told_with_its_own_words(
+    weir_run: Starter, command: tuple[str, ...], words: list[str]
+) -> None:
+    run = weir_run(command=command)
+    assert ended(run) == 1
+    for word in words:
+        assert word in run.notes.read_text()
+    assert left_behind(run.process.pid) == []
+
+
+def test_wrong_routes_are_told_before_anything_is_started(tmp_path: Path) -> None:
+    routes = tmp_path / "routes.yaml"
+    routes.write_text("routes:\n  - filter: a/#\n    snik: function\n")
+    result = subprocess.run(
+        [sys.executable, "-P", "-m", "weir", "run", "--routes", str(routes), "--", "true"],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2
+    assert "snik" in result.stderr
+    assert str(routes) in result.stderr
+
+
+def test_the_live_view_is_plain_lines_when_there_is_no_terminal(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [
+            *(sys.executable, "-P", "-m", "weir", "run", "--routes", str(EXAMPLE / "routes.yaml")),
+            *("--state", str(tmp_path), *FLEET, "--for", "2.5", "--no-pod", "--"),
+            *(sys.executable, str(EXAMPLE / "function.py")),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "events/s" in result.stdout
+    assert "every event was delivered" in result.stdout
+
+
+@needs_root
+def test_the_doctor_steers_a_connection_and_counts_it() -> None:
+    result = subprocess.run(
+        [sys.executable, "-P", "-m", "weir", "doctor", "--json"], capture_output=True, text=True
+    )
+    findings = {f["name"]: f for f in json.loads(result.stdout)}
+    assert findings["direct path"]["ok"], findings
+    assert result.returncode == 0
+
+
+def test_the_doctor_without_root_names_the_fix(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("runs as root only, to be somebody else")
+    code = (
+        "import os, sys; from weir.local import doctor; import weir.proxy.kernel; "
+        "os.setuid(65534); sys.exit(doctor.doctor(as_json=False))"
+    )
+    result = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    assert result.returncode == 1, result.stderr
+    assert "sudo weir" in result.stdout
+
+
+def test_signals_before_the_start_is_over_end_it_cleanly(weir_run: Starter) -> None:
+    run = weir_run(command=("sleep", "100"))  # never ready
+    while "pod" not in run.notes.read_text() and "process" not in run.notes.read_text():
+        assert run.process.poll() is None
+    run.process.send_signal(signal.SIGTERM)
+    assert ended(run) == 130
+    assert left_behind(run.process.pid) == []
