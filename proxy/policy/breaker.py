@@ -1,0 +1,89 @@
+"""Admission to one user container that limits its concurrency.
+
+Owns the count of running requests and the queue behind it. Knows no clock, no socket and no HTTP:
+what a refused request is told, and when a waiting one gives up, is the relay's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+
+from weir.proxy.contract import QUEUE_DEPTH_FACTOR
+
+
+class Place(Enum):
+    """Where an admitted request stands."""
+
+    RUNNING = "running"
+    WAITING = "waiting"
+    REFUSED = "refused"
+    GONE = "gone"
+
+
+class Admission:
+    """One request's place. `leave()` it exactly when the exchange has really ended."""
+
+    __slots__ = ("_breaker", "_turn", "place")
+
+    def __init__(self, breaker: Breaker, place: Place, turn: Callable[[], None]) -> None:
+        self._breaker = breaker
+        self._turn = turn
+        self.place = place
+
+    def leave(self) -> None:
+        """Give the place back; a running request's slot goes to the longest waiter at once.
+
+        Leaving twice, or after a refusal, changes nothing.
+        """
+        place, self.place = self.place, Place.GONE
+        if place is Place.RUNNING:
+            self._breaker._release()
+        elif place is Place.WAITING:
+            self._breaker._forget(self)
+
+
+class Breaker:
+    """`limit` requests run, `depth` wait, the rest are refused.
+
+    Mirrors containerConcurrency (contract section 3.6, CC > 0). First in, first out, also against
+    newcomers, so a waiter never starves; a waiter that leaves gives its turn to the next one.
+    """
+
+    def __init__(self, limit: int, depth: int | None = None) -> None:
+        if limit < 1:
+            raise ValueError(f"breaker limit is {limit}, must be 1 or more (0 needs no breaker)")
+        self.limit = limit
+        self.depth = limit * QUEUE_DEPTH_FACTOR if depth is None else depth
+        self.running = 0
+        self._waiting: dict[Admission, None] = {}
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def admit(self, turn: Callable[[], None]) -> Admission:
+        """Running at once, waiting, or refused; never blocks.
+
+        `turn` is called later, once, and only for an admission that was waiting and now runs.
+        """
+        if self.running < self.limit and not self._waiting:
+            self.running += 1
+            return Admission(self, Place.RUNNING, turn)
+        if len(self._waiting) >= self.depth:
+            return Admission(self, Place.REFUSED, turn)
+        admission = Admission(self, Place.WAITING, turn)
+        self._waiting[admission] = None
+        return admission
+
+    def _release(self) -> None:
+        self.running -= 1
+        if self._waiting:
+            admission = next(iter(self._waiting))
+            del self._waiting[admission]
+            self.running += 1
+            admission.place = Place.RUNNING
+            admission._turn()
+
+    def _forget(self, admission: Admission) -> None:
+        del self._waiting[admission]

@@ -1,0 +1,87 @@
+"""Latencies in a log-linear histogram: small, exact to 1/16 of the value, mergeable.
+
+Owns the bucket arithmetic. Values are recorded in seconds and kept in microseconds, up to about
+19 hours; what was measured is the caller's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+SUB_BITS = 4
+_SUB = 1 << SUB_BITS
+_TOP = 36 - SUB_BITS
+BUCKETS = (_TOP + 1) * _SUB
+
+
+def bucket(microseconds: int) -> int:
+    """Index of the bucket: linear below 16 us, then 16 buckets for every doubling."""
+    if microseconds < _SUB:
+        return max(microseconds, 0)
+    shift = microseconds.bit_length() - SUB_BITS - 1
+    index = (shift << SUB_BITS) + (microseconds >> shift)
+    return index if index < BUCKETS else BUCKETS - 1
+
+
+def lower_bound(index: int) -> int:
+    """The smallest number of microseconds that falls into the bucket."""
+    if index < _SUB:
+        return index
+    shift = (index >> SUB_BITS) - 1
+    return (index - (shift << SUB_BITS)) << shift
+
+
+@dataclass(frozen=True, slots=True)
+class Latencies:
+    """A snapshot. `quantile` interpolates inside a bucket; seconds, 0.0 when empty."""
+
+    counts: tuple[int, ...] = ()
+
+    def quantile(self, q: float) -> float:
+        if not 0.0 <= q <= 1.0:
+            raise ValueError(f"quantile {q} is outside 0..1")
+        total = sum(self.counts)
+        if not total:
+            return 0.0
+        rank = q * total
+        seen = 0
+        for index, count in enumerate(self.counts):
+            if count and seen + count >= rank:
+                low = lower_bound(index)
+                width = lower_bound(index + 1) - low
+                return (low + width * max(rank - seen, 0.0) / count) / 1e6
+            seen += count
+        raise AssertionError("unreachable: the ranks of all buckets cover 0..total")
+
+    def total(self) -> int:
+        return sum(self.counts)
+
+    @classmethod
+    def merged(cls, parts: Iterable[Latencies]) -> Latencies:
+        """One snapshot of several, as if all had been recorded in one place."""
+        sums = [0] * BUCKETS
+        for part in parts:
+            for index, count in enumerate(part.counts):
+                sums[index] += count
+        return cls(tuple(sums))
+
+    def since(self, earlier: Latencies) -> Latencies:
+        """What was recorded after the earlier snapshot of the same histogram."""
+        old = earlier.counts or (0,) * len(self.counts)
+        return Latencies(tuple(a - b for a, b in zip(self.counts, old, strict=True)))
+
+
+class Histogram:
+    """The recording side of `Latencies`."""
+
+    __slots__ = ("_counts",)
+
+    def __init__(self) -> None:
+        self._counts = [0] * BUCKETS
+
+    def record(self, seconds: float) -> None:
+        self._counts[bucket(int(seconds * 1e6))] += 1
+
+    def snapshot(self) -> Latencies:
+        return Latencies(tuple(self._counts))

@@ -1,0 +1,39 @@
+"""Back-pressure: reading from a connection stops for as long as anyone has a reason.
+
+Owns which reasons hold and nothing else. The rule of a relay: when writing to one side is paused,
+reading from the other side is held, so what is in memory stays bounded by the two write buffers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+OTHER_SIDE = 1
+"""The connection that what we read is written to is full."""
+BACKLOG = 2
+"""What we read can't be used yet: a pipelined request, or a body whose way is not open."""
+
+
+class Flow:
+    """Reading of one transport, held while at least one reason holds."""
+
+    __slots__ = ("_reasons", "_transport")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._reasons = 0
+
+    @property
+    def held(self) -> bool:
+        return self._reasons != 0
+
+    def hold(self, reason: int) -> None:
+        if not self._reasons and not self._transport.is_closing():
+            self._transport.pause_reading()
+        self._reasons |= reason
+
+    def release(self, reason: int) -> None:
+        if self._reasons & reason:
+            self._reasons &= ~reason
+            if not self._reasons and not self._transport.is_closing():
+                self._transport.resume_reading()
