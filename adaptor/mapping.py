@@ -37,8 +37,10 @@ STRUCTURED = "application/cloudevents"
 TEXT = "text/plain;charset=utf-8"
 
 PASSED_ON = frozenset(
-    "traceparent tracestate partitionkey sequence sequencetype correlationid causationid "
-    "dataschema".split()
+    [
+        *("traceparent", "tracestate", "partitionkey", "sequence", "sequencetype"),
+        *("correlationid", "causationid", "dataschema"),
+    ]
 )
 """User properties of a plain message that have a meaning of their own in CloudEvents."""
 

@@ -37,8 +37,9 @@ OnFailure = Literal["quarantine", "block", "drop"]
 FUNCTION = "function"
 """The sink that is no URL: the caller of the adaptor says where it is."""
 
-_ROUTE_KEYS = tuple(
-    "name filter sink qos type source subject datacontenttype delivery onFailure".split()
+_ROUTE_KEYS = (
+    *("name", "filter", "sink", "qos", "type", "source", "subject", "datacontenttype"),
+    *("delivery", "onFailure"),
 )
 _DELIVERY_KEYS = ("retry", "backoffPolicy", "backoffDelay", "timeout")
 _LATER = {

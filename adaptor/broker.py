@@ -1,0 +1,230 @@
+"""What both session kinds share: the broker's address, when to reconnect, and who is told what.
+
+A Session keeps one persistent MQTT session alive across any number of connections, hands every
+message to its receiver, and acknowledges a message only when its ticket is settled, in order of
+arrival. The two kinds differ in how they talk to the broker and nowhere else.
+"""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import logging
+import random
+import ssl
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from mqtt5 import PublishPacket
+
+from weir.adaptor.acks import AckLine
+from weir.adaptor.acks import Ticket as AckTicket
+
+Ticket = AckTicket[PublishPacket]
+Receiver = Callable[[PublishPacket, Ticket | None], None]
+"""Takes a message; the ticket is None for QoS 0. Must not block and must not raise."""
+
+log = logging.getLogger("weir.adaptor")
+
+FIRST_BACKOFF, LONGEST_BACKOFF = 0.25, 30.0
+STEADY = 10.0
+"""Seconds that a connection must have lasted for the next backoff to start from the beginning."""
+
+HANDSHAKE = 10.0
+"""Seconds for each of TCP and TLS, CONNACK, SUBACK."""
+
+
+class BrokerError(Exception):
+    """The broker can't be used right now; str() says which, why and what to do."""
+
+
+class WrongVersion(BrokerError):
+    """The broker does not speak the protocol version that we asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Broker:
+    """Where the broker is and who we are to it. `str()` never shows the password."""
+
+    host: str
+    port: int
+    tls: bool = False
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    ca: Path | None = None
+
+    @classmethod
+    def parse(cls, url: str, ca: Path | None = None) -> Broker:
+        """From mqtt://user:password@host:1883 or mqtts://host:8883. Raises ValueError."""
+        parts = urlsplit(url)
+        if parts.scheme not in ("mqtt", "mqtts"):
+            raise ValueError(
+                f"broker `{parts.scheme or url}`: write mqtt://host:port, or mqtts:// for TLS"
+            )
+        if not parts.hostname or parts.path.strip("/") or parts.query or parts.fragment:
+            raise ValueError("the broker URL has a host and a port and nothing after them")
+        tls = parts.scheme == "mqtts"
+        return cls(
+            parts.hostname,
+            parts.port or (8883 if tls else 1883),
+            tls,
+            None if parts.username is None else unquote(parts.username),
+            None if parts.password is None else unquote(parts.password),
+            ca,
+        )
+
+    @property
+    def address(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"{'mqtts' if self.tls else 'mqtt'}://{self.address}"
+
+    def ssl_context(self) -> ssl.SSLContext | None:
+        """Reads the CA file, or the system's; raises OSError."""
+        if not self.tls:
+            return None
+        return ssl.create_default_context(cafile=None if self.ca is None else str(self.ca))
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """`number` is the MQTT 5 subscription identifier: the same for the same filter for ever,
+    because messages queued in the broker carry the one of the day they were published."""
+
+    filter: str
+    qos: int
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSettings:
+    """`expiry`: seconds that the broker keeps the session while we are away (MQTT 5 only)."""
+
+    client_id: str
+    receive_maximum: int = 256
+    keep_alive: int = 30
+    expiry: int = 7 * 24 * 3600
+
+
+class Session(abc.ABC):
+    """One persistent session. `run()` owns everything; `settle()` may be called at any time."""
+
+    protocol: str
+
+    def __init__(
+        self,
+        broker: Broker,
+        settings: SessionSettings,
+        subscriptions: Sequence[Subscription],
+        receive: Receiver,
+    ) -> None:
+        self.broker = broker
+        self.settings = settings
+        self._subscriptions = tuple(subscriptions)
+        self._receive = receive
+        self._line: AckLine[PublishPacket] = AckLine()
+        self._flush_planned = False
+        self._closing = asyncio.Event()
+        self.connected = False
+        self.since = time.time()
+        self.error: str | None = None
+        self.refused: dict[str, str] = {}
+        self.reconnects = 0
+
+    async def run(self) -> None:
+        """Connect, and reconnect after every loss, until `close()`. Raises WrongVersion at the
+        first connection only; every other trouble is shown in `error` and tried again."""
+        attempt = 0
+        while not self._closing.is_set():
+            started = asyncio.get_running_loop().time()
+            try:
+                await self._connect_and_serve()
+            except WrongVersion:
+                raise
+            except BrokerError as error:
+                self.error = str(error)
+                if not self._closing.is_set():
+                    log.warning("%s", error)
+            finally:
+                self._down()
+            lasted = asyncio.get_running_loop().time() - started
+            attempt = 0 if lasted > STEADY else attempt + 1
+            await self._pause(reconnect_delay(attempt, random.random()))
+
+    async def _pause(self, seconds: float) -> None:
+        """Between two connections; `close()` ends it."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._closing.wait()
+        except TimeoutError:
+            self.reconnects += 1
+
+    @abc.abstractmethod
+    async def _connect_and_serve(self) -> None:
+        """One connection from dialling to its end. Raises BrokerError for an unwanted end."""
+
+    @abc.abstractmethod
+    def _write_acks(self, packet_ids: Sequence[int]) -> None:
+        """Send PUBACKs on the current connection."""
+
+    @abc.abstractmethod
+    def stop_reading(self) -> None:
+        """Take no more messages; acknowledgements still go out. Called before `close()`."""
+
+    @abc.abstractmethod
+    async def close(self) -> None:
+        """Send what is settled, then DISCONNECT in a way that keeps the session. Idempotent."""
+
+    @property
+    def unacknowledged(self) -> int:
+        return len(self._line)
+
+    def settle(self, ticket: Ticket) -> None:
+        """One event of the message is delivered or safe. Acknowledged in this turn of the loop,
+        if everything before it is."""
+        if self._line.settle(ticket):
+            self._plan_flush()
+
+    def _up(self, granted: dict[str, str]) -> None:
+        """Connected and subscribed; `granted` maps a filter to why the broker refused it."""
+        self.connected, self.since, self.error, self.refused = True, time.time(), None, granted
+        for pattern, reason in granted.items():
+            log.error("%s refuses the subscription to `%s`: %s", self.broker, pattern, reason)
+
+    def _down(self) -> None:
+        if self.connected:
+            self.connected, self.since = False, time.time()
+        self._line.disconnected()
+
+    def _arrived(self, message: PublishPacket) -> None:
+        if message.packet_id is None:
+            self._receive(message, None)
+            return
+        ticket, new = self._line.arrive(message.packet_id, message)
+        if new:
+            self._receive(message, ticket)
+        elif ticket.open <= 0:
+            self._plan_flush()
+
+    def _plan_flush(self) -> None:
+        if not self._flush_planned:
+            self._flush_planned = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_planned = False
+        packet_ids = self._line.ready()
+        if packet_ids:
+            self._write_acks(packet_ids)
+
+
+def reconnect_delay(attempt: int, chance: float) -> float:
+    """Seconds before connection attempt number `attempt`; `chance` in [0, 1) spreads clients that
+    lost the same broker at the same moment."""
+    wait = min(FIRST_BACKOFF * 2.0 ** min(attempt, 30), LONGEST_BACKOFF)
+    return wait * (0.5 + chance / 2)

@@ -1,0 +1,246 @@
+"""The commands `weir adaptor` and `weir quarantine list|replay|discard`.
+
+Owns arguments, exit codes and what people read; what happens is elsewhere. Each command is a
+function that takes parsed arguments and returns an exit code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import uvloop
+
+from weir.adaptor import sinks
+from weir.adaptor.broker import BrokerError
+from weir.adaptor.events import http_headers
+from weir.adaptor.quarantine import Held, Quarantine, QuarantineError
+from weir.adaptor.retry import Delivery, Verdict, judge
+from weir.adaptor.routes import load
+from weir.adaptor.service import AdaptorConfig, serve
+from weir.proxy.direct import FunctionClient
+from weir.proxy.wire.client import TransportError
+
+
+def default_quarantine() -> Path:
+    """Where the quarantine is unless told otherwise: the state folder of the machine or the user."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/weir/quarantine.db")
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "weir" / "quarantine.db"
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the commands; each sets `run` to a function of the parsed arguments."""
+    adaptor = subparsers.add_parser(
+        "adaptor", help="turn MQTT messages into CloudEvents and deliver them over HTTP"
+    )
+    adaptor.add_argument("--broker", required=True, metavar="mqtt[s]://[USER:PASSWORD@]HOST[:PORT]")
+    adaptor.add_argument("--broker-ca", type=Path, help="PEM file that signs the broker")
+    adaptor.add_argument("--routes", required=True, type=Path, help="the routes file (YAML)")
+    adaptor.add_argument("--function-url", help="where the sink `function` is")
+    adaptor.add_argument(
+        "--client-id", default="weir", metavar="PREFIX", help="one per adaptor (default: weir)"
+    )
+    adaptor.add_argument("--protocol", choices=("auto", "5", "3.1.1"), default="auto")
+    adaptor.add_argument(
+        "--receive-maximum", type=_window, default=256, help="unacknowledged messages per sink"
+    )
+    adaptor.add_argument("--quarantine", type=Path, default=default_quarantine())
+    adaptor.add_argument("--status", type=Path, help="Unix socket that tells the state as JSON")
+    adaptor.set_defaults(run=run_adaptor)
+
+    quarantine = subparsers.add_parser(
+        "quarantine", help="list, replay or discard the events that could not be delivered"
+    )
+    actions = quarantine.add_subparsers(dest="action", required=True)
+    for name, text in _ACTIONS.items():
+        action = actions.add_parser(name, help=text)
+        action.add_argument("numbers", nargs="*", type=int, help="only these (default: all)")
+        action.add_argument("--quarantine", type=Path, default=default_quarantine())
+        action.set_defaults(run=_COMMANDS[name])
+    listing, replaying, discarding = (actions.choices[name] for name in _ACTIONS)
+    listing.add_argument("--json", action="store_true", help="one JSON object per line")
+    replaying.add_argument("--function-url", help="where the sink `function` is")
+    discarding.add_argument("--all", action="store_true", help="needed to discard without numbers")
+
+
+_ACTIONS = {
+    "list": "show the events and why they are here",
+    "replay": "deliver events to their sinks again; what a sink takes leaves the quarantine",
+    "discard": "delete events for good",
+}
+
+
+def _window(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 65_535:
+        raise argparse.ArgumentTypeError("must be from 1 to 65535")
+    return value
+
+
+# --- weir adaptor ---------------------------------------------------------------------------------
+
+
+def run_adaptor(args: argparse.Namespace) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    try:
+        config = AdaptorConfig(
+            broker=args.broker,
+            broker_ca=args.broker_ca,
+            routes=load(args.routes),
+            quarantine=args.quarantine,
+            client_id=args.client_id,
+            protocol=args.protocol,
+            receive_maximum=args.receive_maximum,
+            function_url=args.function_url,
+            status=args.status,
+        )
+        uvloop.run(_until_signalled(config))
+    except (ValueError, QuarantineError, BrokerError, OSError) as error:
+        return _complain("adaptor", error)
+    return 0
+
+
+async def _until_signalled(config: AdaptorConfig) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    await serve(config, stop)
+
+
+# --- weir quarantine ------------------------------------------------------------------------------
+
+
+def list_quarantine(args: argparse.Namespace) -> int:
+    try:
+        quarantine = _open(args.quarantine)
+    except QuarantineError as error:
+        return _complain("quarantine", error)
+    count = 0
+    for held in quarantine.events(args.numbers):
+        count += 1
+        print(json.dumps(_as_json(held)) if args.json else _as_line(held))
+    if not count and not args.json:
+        print("the quarantine holds no such event" if args.numbers else "the quarantine is empty")
+    return 0
+
+
+def _as_line(held: Held) -> str:
+    at = datetime.fromtimestamp(held.at, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    event = held.event
+    line = f"{held.number:>6}  {at}  {held.route} -> {held.sink}  id {event.attributes['id']}"
+    answer = held.answer.decode("utf-8", "replace").strip().partition("\n")[0][:120]
+    said = f': "{answer}"' if answer else ""
+    return f"{line}\n        {held.topic}, {len(event.data)} bytes; {held.reason}{said}"
+
+
+def _as_json(held: Held) -> dict[str, object]:
+    return {
+        "number": held.number,
+        "at": held.at,
+        "route": held.route,
+        "sink": held.sink,
+        "topic": held.topic,
+        "reason": held.reason,
+        "status": held.status,
+        "answer": held.answer.decode("utf-8", "replace"),
+        "attributes": dict(held.event.attributes),
+        "datacontenttype": held.event.content_type,
+        "bytes": len(held.event.data),
+    }
+
+
+def discard_quarantine(args: argparse.Namespace) -> int:
+    if not args.numbers and not args.all:
+        return _complain("quarantine discard", "name the numbers of the events, or say --all")
+    try:
+        quarantine = _open(args.quarantine)
+    except QuarantineError as error:
+        return _complain("quarantine", error)
+    numbers = args.numbers or [held.number for held in quarantine.events()]
+    gone = quarantine.discard(numbers)
+    print(f"discarded {gone} of {len(numbers)}")
+    return 0 if gone == len(numbers) else 1
+
+
+def replay_quarantine(args: argparse.Namespace) -> int:
+    try:
+        quarantine = _open(args.quarantine)
+        delivered, left = uvloop.run(replay(quarantine, args.numbers, args.function_url))
+    except (QuarantineError, ValueError) as error:
+        return _complain("quarantine", error)
+    print(f"delivered {delivered}, left in quarantine {left}")
+    return 0 if not left else 1
+
+
+async def replay(
+    quarantine: Quarantine, numbers: Sequence[int] = (), function_url: str | None = None
+) -> tuple[int, int]:
+    """Events delivered and events that stay. One at a time, in order; each leaves the quarantine
+    only after the sink's 2xx. A sink that is down is not asked again."""
+    clients: dict[str, tuple[sinks.Target, FunctionClient]] = {}
+    down: set[str] = set()
+    delivered = left = 0
+    try:
+        for held in quarantine.events(numbers):
+            if held.sink not in clients:
+                target = sinks.Target.parse(sinks.resolve(held.sink, function_url))
+                clients[held.sink] = target, sinks.client(held.sink, target, 1)
+            trouble = None if held.sink not in down else "its sink is down"
+            if trouble is None:
+                verdict, trouble = await _send(held, *clients[held.sink])
+                if verdict is Verdict.UNAVAILABLE:
+                    down.add(held.sink)
+            if trouble is None:
+                quarantine.discard([held.number])
+                delivered += 1
+            else:
+                print(f"{held.number}: stays in quarantine: {trouble}", file=sys.stderr)
+                left += 1
+    finally:
+        for _, client in clients.values():
+            await client.close()
+    return delivered, left
+
+
+async def _send(
+    held: Held, target: sinks.Target, client: FunctionClient
+) -> tuple[Verdict, str | None]:
+    """The verdict, and why the event was not delivered."""
+    head = target.request_line + http_headers(held.event)
+    try:
+        response = await client.request(head, held.event.data, Delivery().timeout)
+    except TransportError as error:
+        return Verdict.UNAVAILABLE, str(error)
+    verdict = judge(response.status)
+    if verdict is Verdict.DELIVERED:
+        return verdict, None
+    return verdict, f"the sink answered {response.status}"
+
+
+def _open(path: Path) -> Quarantine:
+    if not path.exists():
+        raise QuarantineError(f"there is no quarantine {path}; name it with --quarantine")
+    return Quarantine(path)
+
+
+def _complain(command: str, problem: object) -> int:
+    print(f"weir {command}: {problem}", file=sys.stderr)
+    return 2
+
+
+_COMMANDS = {
+    "list": list_quarantine,
+    "replay": replay_quarantine,
+    "discard": discard_quarantine,
+}

@@ -1,0 +1,45 @@
+"""What the adaptor counts, per route. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from weir.proxy.policy.histogram import Histogram
+
+
+@dataclass(slots=True)
+class RouteCounters:
+    """Events, not messages: a message that two routes take counts in both.
+
+    received = delivered + quarantined + dropped + overflowed + pending, always.
+    """
+
+    received: int = 0
+    delivered: int = 0
+    retried: int = 0
+    quarantined: int = 0
+    dropped: int = 0
+    """Given up by `onFailure: drop`."""
+    overflowed: int = 0
+    """QoS 0 events that a slow sink left no room for; the oldest go first."""
+    latency: Histogram = field(default_factory=Histogram)
+    """Seconds from receipt to the sink's 2xx."""
+
+    @property
+    def pending(self) -> int:
+        gone = self.delivered + self.quarantined + self.dropped + self.overflowed
+        return self.received - gone
+
+    def snapshot(self) -> dict[str, object]:
+        latency = self.latency.snapshot()
+        return {
+            "received": self.received,
+            "delivered": self.delivered,
+            "unacknowledged": self.pending,
+            "retried": self.retried,
+            "quarantined": self.quarantined,
+            "dropped": self.dropped,
+            "overflowed": self.overflowed,
+            "p50": latency.quantile(0.5),
+            "p99": latency.quantile(0.99),
+        }

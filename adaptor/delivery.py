@@ -1,0 +1,441 @@
+"""The way of an event from its message to the sink: the one place that composes the rules.
+
+A pipeline serves one sink and one session. The rule above all others: a message's ticket is settled
+only when the sink has answered 2xx for each of its events, or the route's policy has put the event
+somewhere safe (quarantine) or was told to drop it. Everything else ends in another attempt.
+
+    receive -> start -> answered -> delivered
+                  ^         |-----> retry timer (backoff), back to the front
+                  |         |-----> given up: quarantine | drop | block
+                  |         '-----> the sink is down: blocked, everything waits, one event probes
+                  '--- waiting <----'
+
+Bounded by construction: QoS 1 by the session's window, QoS 0 by BEST_EFFORT (the oldest goes, and
+is counted). No task per event: requests are futures, and their callbacks drive the pipeline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
+
+from mqtt5 import PublishPacket
+
+from weir.adaptor.broker import Ticket
+from weir.adaptor.counters import RouteCounters
+from weir.adaptor.events import Event, MalformedEvent, http_headers
+from weir.adaptor.mapping import Mapper, minted_ids, publisher_id
+from weir.adaptor.quarantine import Held, QuarantineError
+from weir.adaptor.retry import LONGEST_PROBE, Verdict, judge, judge_silence, retry_after
+from weir.adaptor.routes import Route
+from weir.adaptor.topics import TopicTable
+from weir.proxy.wire.client import Response, TransportError
+
+log = logging.getLogger("weir.adaptor")
+
+BEST_EFFORT = 1000
+"""QoS 0 events held per sink."""
+
+
+class Caller(Protocol):
+    """An HTTP client: one for the direct path, one without."""
+
+    def request(self, head: bytes, body: bytes, timeout: float) -> asyncio.Future[Response]: ...
+
+
+class Keeper(Protocol):
+    """Puts events where they survive; the future is done when they do."""
+
+    def put(self, event: Held) -> asyncio.Future[None]: ...
+
+
+@dataclass(slots=True, eq=False)
+class Flow:
+    """A route at work. `number`: its filter's subscription identifier."""
+
+    route: Route
+    mapper: Mapper
+    number: int
+    counters: RouteCounters = field(default_factory=RouteCounters)
+
+
+@dataclass(slots=True, eq=False)
+class Outgoing:
+    """One event on its way. `attempts`: retries used up; `mark`: what the sink had taken when the
+    event was first tried, to see whether it took others since."""
+
+    flow: Flow
+    message: PublishPacket
+    ticket: Ticket | None
+    event_id: str
+    received: float
+    arrived: float
+    head: bytes
+    body: bytes
+    mark: int = -1
+    attempts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    verdict: Verdict
+    reason: str
+    status: int | None = None
+    answer: bytes = b""
+    retry_after: float = 0.0
+
+
+class Pipeline:
+    """Delivers to one sink. Single-threaded; every method is called on the event loop."""
+
+    def __init__(
+        self,
+        sink: str,
+        request_line: bytes,
+        caller: Caller,
+        keeper: Keeper,
+        flows: Sequence[Flow],
+        *,
+        limit: int,
+    ) -> None:
+        """`sink`: its name for people and the quarantine; `limit`: requests at a time."""
+        self._loop = asyncio.get_running_loop()
+        self.sink = sink
+        self._request_line, self._caller, self._keeper = request_line, caller, keeper
+        self._flows = TopicTable((flow.route.filter, flow) for flow in flows)
+        self._limit = limit
+        self._mint = minted_ids()
+        self.settle: Callable[[Ticket], None] = lambda _: None
+        self._waiting: deque[Outgoing] = deque()
+        self._best_effort: deque[Outgoing] = deque()
+        self._best_effort_retrying = 0
+        self._in_flight = 0
+        self._held = 0
+        self._taken = 0
+        self._probes = 0
+        self._probe: asyncio.TimerHandle | None = None
+        self._quiet: asyncio.Future[None] | None = None
+        self._stopped = False
+        self.blocked: str | None = None
+        self.unsafe: str | None = None
+        """Why events that were given up can't be quarantined; they wait unacknowledged."""
+        self.since = time.time()
+        self.unrouted = 0
+
+    # --- in ---
+
+    def receive(self, message: PublishPacket, ticket: Ticket | None) -> None:
+        """A message of the session; it is settled through `settle` and nothing else."""
+        flows = self._flows.matching(message.topic)
+        if len(flows) != 1:
+            flows = _subscribed(flows, message.subscription_ids)
+            if not flows:
+                self._unrouted(message, ticket)
+                return
+            if ticket is not None:
+                ticket.open = len(flows)
+        event_id = publisher_id(message) or self._mint()
+        for flow in flows:
+            self._accept(flow, message, ticket, event_id)
+            # two events of one message may share their source, so never their id
+            event_id = self._mint()
+
+    def _unrouted(self, message: PublishPacket, ticket: Ticket | None) -> None:
+        """The session still holds a subscription that the routes no longer have."""
+        self.unrouted += 1
+        if self.unrouted == 1:
+            log.warning("no route takes `%s` any more; such messages are let go", message.topic)
+        if ticket is not None:
+            self.settle(ticket)
+
+    def _accept(
+        self, flow: Flow, message: PublishPacket, ticket: Ticket | None, event_id: str
+    ) -> None:
+        now = time.time()
+        flow.counters.received += 1
+        self._held += 1
+        malformed = None
+        try:
+            lines, body = flow.mapper.encode(message, event_id, now)
+        except MalformedEvent as error:
+            event = flow.mapper.plain(message, event_id, now)
+            lines, body = http_headers(event), event.data
+            malformed = Failure(Verdict.REJECTED, f"no CloudEvent: {error}")
+        outgoing = Outgoing(
+            *(flow, message, ticket, event_id, now, self._loop.time()),
+            *(self._request_line + lines, body),
+        )
+        if malformed is not None:
+            self._give_up(outgoing, malformed)
+        elif self._in_flight < self._limit and self.blocked is None:
+            self._start(outgoing)
+        else:
+            self._wait(outgoing)
+
+    def _wait(self, outgoing: Outgoing, *, first: bool = False) -> None:
+        if outgoing.ticket is not None:
+            self._waiting.appendleft(outgoing) if first else self._waiting.append(outgoing)
+            return
+        if len(self._best_effort) + self._best_effort_retrying >= BEST_EFFORT:
+            oldest = outgoing if first or not self._best_effort else self._best_effort.popleft()
+            self._overflowed(oldest)
+            if oldest is outgoing:
+                return
+        self._best_effort.appendleft(outgoing) if first else self._best_effort.append(outgoing)
+
+    def _overflowed(self, outgoing: Outgoing) -> None:
+        outgoing.flow.counters.overflowed += 1
+        self._gone(outgoing)
+
+    # --- out ---
+
+    def _start(self, outgoing: Outgoing) -> None:
+        self._in_flight += 1
+        if outgoing.mark < 0:
+            outgoing.mark = self._taken
+        answer = self._caller.request(
+            outgoing.head, outgoing.body, outgoing.flow.route.delivery.timeout
+        )
+        answer.add_done_callback(partial(self._answered, outgoing))
+
+    def _answered(self, outgoing: Outgoing, answer: asyncio.Future[Response]) -> None:
+        self._in_flight -= 1
+        if answer.cancelled():
+            self._failed(outgoing, Failure(Verdict.UNAVAILABLE, "the request was given up"))
+        elif (error := answer.exception()) is not None:
+            self._failed(outgoing, _silence(error))
+        else:
+            response = answer.result()
+            if 200 <= response.status <= 299:
+                self._delivered(outgoing)
+            else:
+                self._failed(outgoing, _refusal(response, time.time()))
+        if self._waiting or self._best_effort:
+            self._pump()
+
+    def _pump(self) -> None:
+        while self.blocked is None and self._in_flight < self._limit and not self._stopped:
+            if self._waiting:
+                self._start(self._waiting.popleft())
+            elif self._best_effort:
+                self._start(self._best_effort.popleft())
+            else:
+                return
+
+    def _delivered(self, outgoing: Outgoing) -> None:
+        self._taken += 1
+        counters = outgoing.flow.counters
+        counters.delivered += 1
+        counters.latency.record(self._loop.time() - outgoing.arrived)
+        if self.blocked is not None:
+            self._unblock()
+        self._gone(outgoing)
+
+    def _gone(self, outgoing: Outgoing) -> None:
+        """The event needs us no more; its message may be acknowledged as far as it goes."""
+        self._held -= 1
+        if outgoing.ticket is not None:
+            self.settle(outgoing.ticket)
+        if self._quiet is not None:
+            self._check_quiet()
+
+    # --- failures ---
+
+    def _failed(self, outgoing: Outgoing, failure: Failure) -> None:
+        if self._stopped:
+            return  # unacknowledged: the broker keeps it for the next time
+        verdict = failure.verdict
+        if verdict is Verdict.REJECTED:
+            self._give_up(outgoing, failure)
+        elif self.blocked is not None and verdict is not Verdict.FAILED:
+            # a probe without an answer may be that event's fault: let another one try next
+            self._wait(outgoing, first=verdict is Verdict.UNAVAILABLE)
+            self._plan_probe(outgoing, failure)
+        elif outgoing.attempts < outgoing.flow.route.delivery.retry:
+            self._retry(outgoing, failure)
+        elif verdict is Verdict.FAILED or self._proven_alive(outgoing, verdict):
+            self._give_up(outgoing, failure)
+        else:
+            self._block(outgoing, failure)
+
+    def _proven_alive(self, outgoing: Outgoing, verdict: Verdict) -> bool:
+        return verdict is Verdict.UNANSWERED and self._taken > outgoing.mark
+
+    def _retry(self, outgoing: Outgoing, failure: Failure) -> None:
+        if self.blocked is not None:
+            self._unblock()  # it answered, if only with an error
+        wait = outgoing.flow.route.delivery.backoff(outgoing.attempts, failure.retry_after)
+        outgoing.attempts += 1
+        outgoing.flow.counters.retried += 1
+        if outgoing.ticket is None:
+            if len(self._best_effort) + self._best_effort_retrying >= BEST_EFFORT:
+                self._overflowed(outgoing)
+                return
+            self._best_effort_retrying += 1
+        self._loop.call_later(wait, self._again, outgoing)
+
+    def _again(self, outgoing: Outgoing) -> None:
+        if outgoing.ticket is None:
+            self._best_effort_retrying -= 1
+        if self._stopped:
+            return
+        self._wait(outgoing, first=True)
+        self._pump()
+
+    def _give_up(self, outgoing: Outgoing, failure: Failure) -> None:
+        """What no retry can deliver: the route's policy takes it."""
+        flow = outgoing.flow
+        policy = flow.route.on_failure
+        if policy == "block":
+            self._block(outgoing, failure)
+            return
+        if self.blocked is not None and failure.status is not None:
+            self._unblock()
+        if policy == "drop":
+            name = flow.route.name
+            log.warning("route %s dropped %s: %s", name, outgoing.event_id, failure.reason)
+            flow.counters.dropped += 1
+            self._gone(outgoing)
+            return
+        self._keep(outgoing, self._held_event(outgoing, failure), 0)
+
+    def _keep(self, outgoing: Outgoing, event: Held, attempt: int) -> None:
+        if not self._stopped:
+            safe = self._keeper.put(event)
+            safe.add_done_callback(partial(self._kept, outgoing, event, attempt))
+
+    def _held_event(self, outgoing: Outgoing, failure: Failure) -> Held:
+        mapper, message = outgoing.flow.mapper, outgoing.message
+        stamp = (outgoing.event_id, outgoing.received)
+        try:
+            event: Event = mapper.event(message, *stamp)
+        except MalformedEvent:
+            event = mapper.plain(message, *stamp)
+        return Held(
+            at=time.time(),
+            route=outgoing.flow.route.name,
+            sink=self.sink,
+            topic=message.topic,
+            reason=failure.reason,
+            status=failure.status,
+            answer=failure.answer,
+            event=event,
+        )
+
+    def _kept(
+        self, outgoing: Outgoing, event: Held, attempt: int, safe: asyncio.Future[None]
+    ) -> None:
+        error = safe.exception()
+        if error is None:
+            self.unsafe = None
+            outgoing.flow.counters.quarantined += 1
+            self._gone(outgoing)
+            return
+        if self.unsafe is None:
+            log.error("event %s stays unacknowledged: %s", outgoing.event_id, error)
+        self.unsafe = str(error) if isinstance(error, QuarantineError) else repr(error)
+        wait = min(0.5 * 2.0 ** min(attempt, 10), LONGEST_PROBE)
+        self._loop.call_later(wait, self._keep, outgoing, event, attempt + 1)
+
+    # --- a sink that is down ---
+
+    def _block(self, outgoing: Outgoing, failure: Failure) -> None:
+        """Nothing is sent but one probe at a time; the events wait unacknowledged."""
+        outgoing.attempts = 0
+        self._wait(outgoing, first=failure.verdict is not Verdict.UNANSWERED)
+        self._plan_probe(outgoing, failure)
+
+    def _plan_probe(self, outgoing: Outgoing, failure: Failure) -> None:
+        if self.blocked is None:
+            self.since, self._probes = time.time(), 0
+            log.error("sink %s is blocked: %s", self.sink, failure.reason)
+        self.blocked = failure.reason
+        if self._probe is None:
+            wait = outgoing.flow.route.delivery.probe(self._probes, failure.retry_after)
+            self._probes += 1
+            self._probe = self._loop.call_later(wait, self._send_probe)
+        if self._quiet is not None:
+            self._check_quiet()
+
+    def _send_probe(self) -> None:
+        self._probe = None
+        if self._stopped or self.blocked is None:
+            return
+        if self._waiting:
+            self._start(self._waiting.popleft())
+        elif self._best_effort:
+            self._start(self._best_effort.popleft())
+        else:  # the events are in their retry timers; look again soon
+            self._probe = self._loop.call_later(1.0, self._send_probe)
+
+    def _unblock(self) -> None:
+        log.warning("sink %s answers again", self.sink)
+        self.blocked, self.since, self._probes = None, time.time(), 0
+        if self._probe is not None:
+            self._probe.cancel()
+            self._probe = None
+
+    # --- the end ---
+
+    async def drain(self, seconds: float) -> None:
+        """Deliver what was received, for at most `seconds`; returns early when the sink is down.
+        Call it when nothing more is received."""
+        self._quiet = self._loop.create_future()
+        self._check_quiet()
+        await asyncio.wait((self._quiet,), timeout=seconds)
+
+    def _check_quiet(self) -> None:
+        quiet = self._held == 0 or (self.blocked is not None and self._in_flight == 0)
+        if quiet and self._quiet is not None and not self._quiet.done():
+            self._quiet.set_result(None)
+
+    def stop(self) -> None:
+        """No more attempts. What was not delivered stays unacknowledged."""
+        self._stopped = True
+        if self._probe is not None:
+            self._probe.cancel()
+
+    def snapshot(self) -> dict[str, object]:
+        reason = self.blocked or self.unsafe
+        return {
+            "state": "up" if reason is None else "blocked",
+            "reason": reason,
+            "since": self.since,
+            "in_flight": self._in_flight,
+            "waiting": len(self._waiting) + len(self._best_effort),
+            "unacknowledged": self._held,
+            "unrouted": self.unrouted,
+        }
+
+
+def _subscribed(flows: tuple[Flow, ...], numbers: list[int]) -> tuple[Flow, ...]:
+    """A broker may send one copy per overlapping subscription or one for all; the subscription
+    identifiers tell which it was. Without them every matching route gets the message."""
+    if not numbers:
+        return flows
+    return tuple(flow for flow in flows if flow.number in numbers) or flows
+
+
+def _silence(error: BaseException) -> Failure:
+    if isinstance(error, TransportError):
+        return Failure(judge_silence(sent=error.sent), str(error) or type(error).__name__)
+    log.error("calling the sink failed in an unforeseen way", exc_info=error)
+    return Failure(Verdict.UNANSWERED, f"{type(error).__name__}: {error}")
+
+
+def _refusal(response: Response, now: float) -> Failure:
+    status = response.status
+    asked = next((value for name, value in response.headers if name == b"retry-after"), None)
+    return Failure(
+        judge(status),
+        f"the sink answered {status}",
+        status,
+        response.body[:1024],
+        retry_after(status, asked, now),
+    )

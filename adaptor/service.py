@@ -1,0 +1,219 @@
+"""The adaptor as a whole: one lane per sink, started together, stopped without losing anything.
+
+A lane is a session, a pipeline and a client. Acknowledgements have to follow the order of arrival
+and share one window per session, so a sink that is slow or dead must have a session of its own:
+then it fills only its own window.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from weir.adaptor import sinks
+from weir.adaptor.broker import Broker, Session, SessionSettings, Subscription, WrongVersion, log
+from weir.adaptor.delivery import Flow, Pipeline
+from weir.adaptor.mapping import Mapper
+from weir.adaptor.quarantine import BOUND, Quarantine, QuarantineWriter
+from weir.adaptor.routes import FUNCTION, Route
+from weir.adaptor.session import Session5
+from weir.adaptor.session311 import Session311
+from weir.proxy.wire.status import serve_status
+
+Protocol = Literal["5", "3.1.1", "auto"]
+
+HIGHEST_NUMBER = 268_435_455
+"""Of an MQTT 5 subscription identifier."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptorConfig:
+    """`client_id` is a prefix, different for every adaptor on a broker, the same after a restart.
+    `function_url`: where the sink `function` is. `stop_within`: seconds for what is in flight."""
+
+    broker: str
+    routes: tuple[Route, ...]
+    quarantine: Path
+    client_id: str = "weir"
+    protocol: Protocol = "auto"
+    receive_maximum: int = 256
+    keep_alive: int = 30
+    session_expiry: int = 7 * 24 * 3600
+    function_url: str | None = None
+    broker_ca: Path | None = None
+    quarantine_bound: int = BOUND
+    status: Path | None = None
+    stop_within: float = 10.0
+
+
+class Lane:
+    """One sink with the routes that lead to it."""
+
+    def __init__(self, config: AdaptorConfig, sink: str, keeper: QuarantineWriter) -> None:
+        """Raises ValueError (RoutesError) when broker or sink make no sense."""
+        self.sink = sink
+        self.url = sinks.resolve(sink, config.function_url)
+        self._config = config
+        self._broker = Broker.parse(config.broker, config.broker_ca)
+        routes = [route for route in config.routes if route.sink == sink]
+        numbers = subscription_numbers(routes)
+        self.flows = tuple(
+            Flow(
+                route,
+                Mapper(route, self._broker.address, sniff=config.protocol != "5"),
+                numbers[route.filter.text],
+            )
+            for route in routes
+        )
+        target = sinks.Target.parse(self.url)
+        self.client = sinks.client(sink, target)
+        self.pipeline = Pipeline(
+            sink, target.request_line, self.client, keeper, self.flows, limit=sinks.CONNECTIONS
+        )
+        self.session = self._new_session(Session311 if config.protocol == "3.1.1" else Session5)
+
+    def _new_session(self, kind: type[Session5 | Session311]) -> Session:
+        qos: dict[str, int] = {}
+        for flow in self.flows:
+            text = flow.route.filter.text
+            qos[text] = max(flow.route.qos, qos.get(text, 0))
+        numbers = {flow.route.filter.text: flow.number for flow in self.flows}
+        session = kind(
+            self._broker,
+            SessionSettings(
+                client_id(self._config.client_id, self.sink),
+                self._config.receive_maximum,
+                self._config.keep_alive,
+                self._config.session_expiry,
+            ),
+            [Subscription(text, qos[text], numbers[text]) for text in qos],
+            self.pipeline.receive,
+        )
+        self.pipeline.settle = session.settle
+        return session
+
+    async def run(self) -> None:
+        """Until `stop()`. Raises WrongVersion when the broker can't speak what was asked for."""
+        try:
+            await self.session.run()
+        except WrongVersion as error:
+            if self._config.protocol != "auto":
+                raise
+            log.warning("%s: going on with 3.1.1", error)
+            self.session = self._new_session(Session311)
+            await self.session.run()
+
+    async def stop(self, seconds: float) -> None:
+        """Deliver what was received, acknowledge it, leave. What is not delivered by then is not
+        acknowledged, so the broker keeps it."""
+        self.session.stop_reading()
+        await self.pipeline.drain(seconds)
+        self.pipeline.stop()
+        await self.session.close()
+        await self.client.close()
+
+    def snapshot(self) -> dict[str, object]:
+        session, client = self.session, self.client
+        return {
+            **self.pipeline.snapshot(),
+            "url": self.url,
+            "path": client.path,
+            "direct_requests": client.direct_requests,
+            "relayed_requests": client.relayed_requests,
+            "session": {
+                "protocol": session.protocol,
+                "client_id": session.settings.client_id,
+                "connected": session.connected,
+                "since": session.since,
+                "error": session.error,
+                "reconnects": session.reconnects,
+                "refused": dict(session.refused),
+                "unacknowledged": session.unacknowledged,
+                "receive_maximum": session.settings.receive_maximum,
+            },
+        }
+
+
+class Adaptor:
+    """All lanes. Must be made inside a running event loop."""
+
+    def __init__(self, config: AdaptorConfig) -> None:
+        """Raises ValueError (RoutesError) or QuarantineError."""
+        self._config = config
+        self._keeper = QuarantineWriter(Quarantine(config.quarantine, config.quarantine_bound))
+        wanted = dict.fromkeys(route.sink for route in config.routes)
+        self.lanes = tuple(Lane(config, sink, self._keeper) for sink in wanted)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until `stop` is set or the task is cancelled; then everything is put away in order."""
+        tasks = [asyncio.create_task(lane.run(), name=lane.sink) for lane in self.lanes]
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait((*tasks, stopping), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+            await asyncio.gather(*(lane.stop(self._config.stop_within) for lane in self.lanes))
+            for task in tasks:
+                task.cancel()
+            ends = await asyncio.gather(*tasks, return_exceptions=True)
+            self._keeper.close()
+        for end in ends:
+            if isinstance(end, Exception):
+                raise end
+
+    def snapshot(self) -> dict[str, object]:
+        return {
+            "broker": str(Broker.parse(self._config.broker)),
+            "quarantine": str(self._config.quarantine),
+            "routes": {
+                flow.route.name: {
+                    "filter": flow.route.filter.text,
+                    "sink": lane.sink,
+                    **flow.counters.snapshot(),
+                }
+                for lane in self.lanes
+                for flow in lane.flows
+            },
+            "sinks": {lane.sink: lane.snapshot() for lane in self.lanes},
+        }
+
+
+async def serve(config: AdaptorConfig, stop: asyncio.Event | None = None) -> None:
+    """Run an adaptor until `stop` is set or we are cancelled, with its status socket if wanted."""
+    adaptor = Adaptor(config)
+    server = None
+    if config.status is not None:
+        server = await serve_status(config.status, adaptor.snapshot)
+    try:
+        await adaptor.run(stop or asyncio.Event())
+    finally:
+        if server is not None:
+            server.close()
+
+
+def client_id(prefix: str, sink: str) -> str:
+    """The same for the same sink for ever: the broker keeps the session under it."""
+    if sink == FUNCTION:
+        return f"{prefix}-{sink}"
+    return f"{prefix}-{hashlib.sha256(sink.encode()).hexdigest()[:12]}"
+
+
+def subscription_numbers(routes: Sequence[Route]) -> dict[str, int]:
+    """An identifier for each filter, made of its text, so that it outlives changes of the file."""
+    numbers: dict[str, int] = {}
+    for text in dict.fromkeys(route.filter.text for route in routes):
+        number = zlib.crc32(text.encode()) % HIGHEST_NUMBER + 1
+        while number in numbers.values():
+            number = number % HIGHEST_NUMBER + 1
+        numbers[text] = number
+    return numbers
+
+
+def with_function(config: AdaptorConfig, url: str) -> AdaptorConfig:
+    """The same adaptor, for a function that turned out to be at `url`."""
+    return replace(config, function_url=url)

@@ -1,0 +1,314 @@
+"""An MQTT 5 session: the sans-I/O codec `mqtt5` on an asyncio protocol of our own.
+
+Owns the handshake, subscriptions, keep-alive in both directions, and PUBACKs written once per turn
+of the loop. Subscribes at QoS 1 at most, so that a QoS 2 publish arrives at QoS 1. The window is
+MQTT's own Receive Maximum: the broker never has more unacknowledged messages out than that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import mqtt5
+
+from weir.adaptor.broker import (
+    HANDSHAKE,
+    Broker,
+    BrokerError,
+    Session,
+    SessionSettings,
+    WrongVersion,
+)
+
+T = TypeVar("T")
+
+LARGEST_PACKET = 16 << 20
+"""Bytes. Told to the broker as Maximum Packet Size; it must not send us larger ones."""
+
+_V3_CONNACK = b"\x20\x02"
+_QOS = (mqtt5.QoS.AT_MOST_ONCE, mqtt5.QoS.AT_LEAST_ONCE)
+
+_ADVICE = {
+    "CLIENT_ID_NOT_VALID": "choose another client id prefix",
+    "BAD_USER_NAME_OR_PASSWORD": "check the user and password in the broker URL",
+    "NOT_AUTHORIZED": "check the user and password in the broker URL, and the broker's ACL",
+    "BANNED": "ask the broker's operator",
+    "SERVER_BUSY": "it will be tried again",
+    "SERVER_UNAVAILABLE": "it will be tried again",
+    "SESSION_TAKEN_OVER": "another client uses this client id; give each adaptor its own prefix",
+    "USE_ANOTHER_SERVER": "point the broker URL at the server it names",
+    "SERVER_MOVED": "point the broker URL at the server it names",
+    "QUOTA_EXCEEDED": "raise the broker's quota",
+}
+
+
+def explain(packet: mqtt5.ConnAckPacket | mqtt5.DisconnectPacket) -> str:
+    """A reason code in words, with the broker's own and what to do."""
+    code = packet.reason_code
+    said = [f"{code.name} (0x{code.value:02X})"]
+    if packet.reason_str:
+        said.append(f'the broker says "{packet.reason_str}"')
+    if packet.server_reference:
+        said.append(f"it names the server {packet.server_reference}")
+    if code.name in _ADVICE:
+        said.append(_ADVICE[code.name])
+    return "; ".join(said)
+
+
+class Session5(Session):
+    protocol = "5"
+
+    _connection: _Connection | None = None
+
+    async def _connect_and_serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        connection = _Connection(self.broker, self.settings, self._arrived, self._line.session_lost)
+        try:
+            async with asyncio.timeout(HANDSHAKE):
+                context = self.broker.ssl_context()
+                await loop.create_connection(
+                    lambda: connection, self.broker.host, self.broker.port, ssl=context
+                )
+        except (OSError, TimeoutError) as error:
+            raise BrokerError(
+                f"can't reach the broker {self.broker}: {error or 'it does not answer'}; "
+                "check the broker URL and that the broker runs"
+            ) from error
+        self._connection = connection
+        try:
+            await connection.handshake()
+            self._up(await self._subscribe(connection))
+            await connection.lost
+        finally:
+            self._connection = None
+            connection.abort()
+
+    async def _subscribe(self, connection: _Connection) -> dict[str, str]:
+        """One SUBSCRIBE per filter, because an identifier belongs to the packet. Returns what the
+        broker refused. Retained messages come only when the subscription is new."""
+        numbered = connection.can_number_subscriptions
+        answers = []
+        for packet_id, each in enumerate(self._subscriptions, 1):
+            wanted = mqtt5.TopicFilter(
+                each.filter,
+                max_qos=_QOS[each.qos],
+                retain_handling=mqtt5.RetainHandling.SEND_IF_SUBSCRIPTION_NOT_EXISTS
+                if not each.filter.startswith("$share/")
+                else mqtt5.RetainHandling.SEND_ALWAYS,
+            )
+            number = each.number if numbered else None
+            packet = mqtt5.SubscribePacket(packet_id, [wanted], subscription_id=number)
+            answers.append(connection.subscribe(packet))
+        codes = await connection.answered(asyncio.gather(*answers), "SUBACK")
+        refused = {}
+        for each, code in zip(self._subscriptions, codes, strict=True):
+            if code.value >= 0x80:
+                refused[each.filter] = f"{code.name} (0x{code.value:02X}); check the broker's ACL"
+            elif code.value < each.qos:
+                refused[each.filter] = f"granted QoS {code.value} only, so messages can be lost"
+        return refused
+
+    def _write_acks(self, packet_ids: Sequence[int]) -> None:
+        if self._connection is not None:
+            self._connection.write(
+                b"".join([mqtt5.PubAckPacket(each).write() for each in packet_ids])
+            )
+
+    def stop_reading(self) -> None:
+        if self._connection is not None:
+            self._connection.stop_reading()
+
+    async def close(self) -> None:
+        self._closing.set()
+        connection = self._connection
+        if connection is not None:
+            self._flush()
+            await connection.disconnect()
+
+
+class _Connection(asyncio.Protocol):
+    """One TCP or TLS connection: frames in, packets out, and a watchdog over both."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        settings: SessionSettings,
+        arrived: Callable[[mqtt5.PublishPacket], None],
+        session_lost: Callable[[], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._broker, self._settings = broker, settings
+        self._arrived, self._session_lost = arrived, session_lost
+        self._transport: asyncio.Transport | None = None
+        self._rest = bytearray()
+        self._connack: asyncio.Future[mqtt5.ConnAckPacket] = self._loop.create_future()
+        self._subacks: dict[int, asyncio.Future[mqtt5.SubAckReasonCode]] = {}
+        self.lost: asyncio.Future[None] = self._loop.create_future()
+        self.can_number_subscriptions = True
+        self._keep_alive = float(settings.keep_alive)
+        self._heard = self._said = self._loop.time()
+        self._timer: asyncio.TimerHandle | None = None
+        self._reading = True
+
+    # --- asyncio ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._heard = self._loop.time()
+        if not self._reading:
+            return
+        if self._rest:
+            self._rest += data
+            data = bytes(self._rest)
+            self._rest.clear()
+        try:
+            end = self._read(data)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 (the codec panics on a topic not in UTF-8)
+            self._refuse(data, error)
+            return
+        if end < len(data):
+            self._rest += data[end:]
+            if len(self._rest) > LARGEST_PACKET + 5:
+                self._end(f"sent a packet of more than {LARGEST_PACKET} bytes")
+
+    def _refuse(self, data: bytes, error: BaseException) -> None:
+        """An old broker answers our CONNECT with a CONNACK of its own version."""
+        if not self._connack.done() and data.startswith(_V3_CONNACK):
+            self._connack.set_exception(
+                WrongVersion(f"the broker {self._broker} does not speak MQTT 5; use 3.1.1 or auto")
+            )
+        else:
+            self._end(f"sent what is not MQTT 5: {error}")
+
+    def _read(self, data: bytes) -> int:
+        """Dispatch every whole packet; returns where the first incomplete one begins."""
+        view, start, end = memoryview(data), 0, len(data)
+        read, publish, arrived = mqtt5.read, mqtt5.PublishPacket, self._arrived
+        while start < end and self._reading:
+            try:
+                packet, size = read(view[start:])
+            except IndexError:
+                break
+            start += size
+            if type(packet) is publish:
+                arrived(packet)
+            else:
+                self._dispatch(packet)
+        return start
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end(f"closed the connection{f': {exc}' if exc else ''}")
+
+    # --- packets ---
+
+    def _dispatch(self, packet: mqtt5.Packet) -> None:
+        if isinstance(packet, mqtt5.ConnAckPacket):
+            if not packet.session_present:
+                self._session_lost()
+            if not self._connack.done():
+                self._connack.set_result(packet)
+        elif isinstance(packet, mqtt5.SubAckPacket):
+            answer = self._subacks.pop(packet.packet_id, None)
+            if answer is not None and not answer.done():
+                answer.set_result(packet.reason_codes[0])
+        elif isinstance(packet, mqtt5.DisconnectPacket):
+            self._end(f"ended the session: {explain(packet)}")
+        elif not isinstance(packet, mqtt5.PingRespPacket):
+            self._end(f"sent an unexpected {type(packet).__name__}")
+
+    async def handshake(self) -> None:
+        settings, broker = self._settings, self._broker
+        self.write(
+            mqtt5.ConnectPacket(
+                settings.client_id,
+                username=broker.username,
+                password=None if broker.password is None else broker.password.encode(),
+                clean_start=False,
+                keep_alive=settings.keep_alive,
+                session_expiry_interval=settings.expiry,
+                receive_max=settings.receive_maximum,
+                max_packet_size=LARGEST_PACKET,
+            ).write()
+        )
+        connack = await self.answered(self._connack, "CONNACK")
+        if connack.reason_code is mqtt5.ConnAckReasonCode.UNSUPPORTED_PROTOCOL_VERSION:
+            raise WrongVersion(f"the broker {broker} does not speak MQTT 5; use 3.1.1 or auto")
+        if connack.reason_code.value >= 0x80:
+            raise BrokerError(f"the broker {broker} refuses the session: {explain(connack)}")
+        self.can_number_subscriptions = connack.subscription_id_available
+        if connack.server_keep_alive is not None:
+            self._keep_alive = float(connack.server_keep_alive)
+        self._watch()
+
+    def subscribe(self, packet: mqtt5.SubscribePacket) -> asyncio.Future[mqtt5.SubAckReasonCode]:
+        answer: asyncio.Future[mqtt5.SubAckReasonCode] = self._loop.create_future()
+        self._subacks[packet.packet_id] = answer
+        self.write(packet.write())
+        return answer
+
+    async def answered(self, answer: asyncio.Future[T], name: str) -> T:
+        """The answer, unless the connection ends or the broker keeps silent."""
+        await asyncio.wait(
+            (answer, self.lost), timeout=HANDSHAKE, return_when=asyncio.FIRST_COMPLETED
+        )
+        if answer.done():
+            return answer.result()
+        answer.cancel()
+        if self.lost.done():
+            self.lost.result()
+        raise BrokerError(f"the broker {self._broker} sends no {name}; is it an MQTT broker?")
+
+    # --- keep-alive ---
+
+    def _watch(self) -> None:
+        """Ping when we had nothing to say for half the keep-alive; give up when the broker has
+        been silent for one and a half of it, though pinged."""
+        if self._keep_alive <= 0 or self.lost.done():
+            return
+        now = self._loop.time()
+        if self._reading and now - self._heard > 1.5 * self._keep_alive:
+            self._end(f"has been silent for {now - self._heard:.0f} s, pings included")
+            return
+        if now - min(self._said, self._heard) >= self._keep_alive / 2:
+            self.write(mqtt5.PingReqPacket().write())
+        self._timer = self._loop.call_later(self._keep_alive / 4, self._watch)
+
+    # --- the end ---
+
+    def write(self, data: bytes) -> None:
+        if self._transport is not None and not self.lost.done():
+            self._said = self._loop.time()
+            self._transport.write(data)
+
+    def stop_reading(self) -> None:
+        self._reading = False
+
+    async def disconnect(self) -> None:
+        """DISCONNECT without a new expiry keeps the session; then wait until it is written."""
+        if self._transport is None or self.lost.done():
+            return
+        self.write(mqtt5.DisconnectPacket().write())
+        self._transport.close()
+        await asyncio.wait((self.lost,), timeout=HANDSHAKE)
+
+    def _end(self, reason: str) -> None:
+        """The first reason wins; what is to be acknowledged dies with the connection."""
+        if not self.lost.done():
+            self.lost.set_exception(BrokerError(f"the broker {self._broker} {reason}"))
+            self.lost.exception()
+        self.abort()
+
+    def abort(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self.lost.done():
+            self.lost.cancel()
+        if self._transport is not None:
+            self._transport.abort()

@@ -1,0 +1,166 @@
+"""An MQTT 3.1.1 session, for brokers that do not speak 5: aiomqtt over paho.
+
+paho acknowledges by itself on receipt, and aiomqtt's queue discards when it is full; neither may
+happen here. So acknowledgements are manual (`manual_ack_set`, `ack`), and messages are taken from
+paho's callback, before that queue. 3.1.1 has no Receive Maximum: how much a broker sends ahead is
+its own setting (mosquitto: 20). Should it send more than our window, we stop reading the socket
+until half of it is settled; if that lasts longer than the keep-alive, the broker hangs up, and what
+it sends again after the reconnect is recognised.
+
+aiomqtt has no public way to the paho client it wraps; `_client` is the only private name used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import aiomqtt
+import mqtt5
+import paho.mqtt.client as paho
+from aiomqtt.exceptions import MqttConnectError
+
+from weir.adaptor.broker import HANDSHAKE, BrokerError, Session
+
+_QOS = (mqtt5.QoS.AT_MOST_ONCE, mqtt5.QoS.AT_LEAST_ONCE)
+
+
+class Session311(Session):
+    protocol = "3.1.1"
+
+    _client: paho.Client | None = None
+    _reading = True
+    _paused = False
+    _ended: asyncio.Event | None = None
+
+    async def _connect_and_serve(self) -> None:
+        client = self._new_client()
+        self._ended = asyncio.Event()
+        try:
+            async with client:
+                self._client, self._paused = client._client, False
+                self._up(await self._subscribe(client))
+                await self._until_the_end(client)
+        except aiomqtt.MqttError as error:
+            raise BrokerError(self._explain(error)) from error
+        except OSError as error:
+            raise BrokerError(f"can't read the CA file {self.broker.ca}: {error}") from error
+        finally:
+            self._client = None
+            self._ended.set()
+
+    def _new_client(self) -> aiomqtt.Client:
+        broker = self.broker
+        client = aiomqtt.Client(
+            broker.host,
+            broker.port,
+            username=broker.username,
+            password=broker.password,
+            identifier=self.settings.client_id,
+            protocol=aiomqtt.ProtocolVersion.V311,
+            clean_session=False,
+            keepalive=self.settings.keep_alive,
+            timeout=HANDSHAKE,
+            tls_context=broker.ssl_context(),
+        )
+        client._client.manual_ack_set(True)
+        client._client.on_message = self._on_message
+        return client
+
+    def _explain(self, error: aiomqtt.MqttError) -> str:
+        if isinstance(error, MqttConnectError):
+            return (
+                f"the broker {self.broker} refuses the session: {error}; "
+                "check the user and password in the broker URL, and the client id prefix"
+            )
+        if self.connected:
+            return f"the broker {self.broker} closed the connection: {error.__cause__ or error}"
+        return (
+            f"can't reach the broker {self.broker}: {error}; "
+            "check the broker URL and that the broker runs"
+        )
+
+    async def _subscribe(self, client: aiomqtt.Client) -> dict[str, str]:
+        wanted = [(each.filter, each.qos) for each in self._subscriptions]
+        codes = await client.subscribe(wanted)
+        refused = {}
+        for each, code in zip(self._subscriptions, codes, strict=True):
+            value = code if isinstance(code, int) else int(getattr(code, "value", 0x80))
+            if value >= 0x80:
+                refused[each.filter] = "refused; check the broker's ACL"
+            elif value < each.qos:
+                refused[each.filter] = f"granted QoS {value} only, so messages can be lost"
+        return refused
+
+    async def _until_the_end(self, client: aiomqtt.Client) -> None:
+        """Returns when we close; raises MqttError when the connection is lost."""
+        lost = asyncio.create_task(_lost(client))
+        closing = asyncio.create_task(self._closing.wait())
+        try:
+            await asyncio.wait((lost, closing), return_when=asyncio.FIRST_COMPLETED)
+            if lost.done():
+                lost.result()
+        finally:
+            lost.cancel()
+            closing.cancel()
+            await asyncio.gather(lost, closing, return_exceptions=True)
+
+    # --- messages ---
+
+    def _on_message(self, client: paho.Client, userdata: Any, message: paho.MQTTMessage) -> None:
+        if not self._reading:
+            return  # unacknowledged, so it comes again
+        self._arrived(
+            mqtt5.PublishPacket(
+                message.topic,
+                bytes(message.payload),
+                qos=_QOS[message.qos],
+                retain=bool(message.retain),
+                packet_id=message.mid if message.qos else None,
+                duplicate=bool(message.dup),
+            )
+        )
+        if self.unacknowledged >= self.settings.receive_maximum and not self._paused:
+            self._paused = True
+            asyncio.get_running_loop().remove_reader(_socket(client))
+
+    def _write_acks(self, packet_ids: Sequence[int]) -> None:
+        client = self._client
+        if client is None:
+            return
+        for packet_id in packet_ids:
+            client.ack(packet_id, 1)
+        if self._paused and self.unacknowledged <= self.settings.receive_maximum // 2:
+            self._paused = False
+            asyncio.get_running_loop().add_reader(_socket(client), self._read, client)
+
+    def _read(self, client: paho.Client) -> None:
+        """What aiomqtt's own reader does, which `remove_reader` took away."""
+        client.loop_read()
+        sock = client.socket()
+        while sock is not None and getattr(sock, "pending", int)() > 0:
+            client.loop_read()
+            sock = client.socket()
+
+    # --- the end ---
+
+    def stop_reading(self) -> None:
+        self._reading = False
+
+    async def close(self) -> None:
+        self._closing.set()
+        self._flush()
+        if self._ended is not None:
+            await self._ended.wait()
+
+
+async def _lost(client: aiomqtt.Client) -> None:
+    """Raises MqttError when the connection ends; no message ever reaches the iterator."""
+    async for _ in client.messages:
+        pass
+
+
+def _socket(client: paho.Client) -> int:
+    sock = client.socket()
+    return -1 if sock is None else sock.fileno()
