@@ -208,7 +208,9 @@ class HttpClient:
         self._waiting: deque[Call] = deque()
         self._open: set[Connection] = set()
         self._dials: set[asyncio.Task[None]] = set()
+        self.opened = 0
         self._closed = False
+        self._retired = False
         self._all_gone: asyncio.Future[None] | None = None
 
     def request(self, head: bytes, body: bytes, timeout: float) -> asyncio.Future[Response]:
@@ -254,6 +256,28 @@ class HttpClient:
             self._all_gone = asyncio.get_running_loop().create_future()
             await self._all_gone
 
+    async def retire(self) -> None:
+        """Let what runs end, pass what waits to `unsent`, open nothing any more, then close."""
+        self._retired = True
+        waiting, self._waiting = self._waiting, deque()
+        for call in waiting:
+            self._watch.discard(call)
+            if not call.future.done() and self._unsent is not None:
+                self._unsent(call, TransportError("the path was given up", sent=False))
+        self._pool.close()
+        try:
+            while self._open:
+                self._all_gone = asyncio.get_running_loop().create_future()
+                await self._all_gone
+        finally:
+            await self.close()
+
+    def local_address(self) -> bytes | None:
+        """Our address as the peer sees it; None while no connection is open."""
+        for connection in self._open:
+            return connection.local_address()
+        return None
+
     # --- inside ----------------------------------------------------------------------------
     def _start(self, call: Call, connection: Connection) -> None:
         timeouts = self._timeouts
@@ -268,7 +292,7 @@ class HttpClient:
 
     def _use(self, connection: Connection) -> None:
         """A connection is free: for the longest waiting call, else for later."""
-        if not connection.reusable or self._closed:
+        if not connection.reusable or self._closed or self._retired:
             connection.close()
             return
         while self._waiting:
@@ -315,6 +339,7 @@ class HttpClient:
             refused = isinstance(error, DialError) and error.refused
             self._unreached(TransportError(str(error), sent=False, refused=refused))
         else:
+            self.opened += 1
             self._open.add(connection)
             self._use(connection)
 

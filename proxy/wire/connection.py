@@ -57,6 +57,14 @@ class Asker(Protocol):
     def request_release(self) -> None: ...
 
 
+def plain_address(name: tuple[str, int] | None) -> bytes:
+    """A socket name's IP address as HTTP headers carry it: no zone, no IPv4-mapped form."""
+    if not name:
+        return b""
+    address = name[0].partition("%")[0]
+    return address.removeprefix("::ffff:").encode() if "." in address else address.encode()
+
+
 class Connection(asyncio.Protocol):
     """`ask` one request at a time; after the response has ended, `reusable` says if another may go.
 
@@ -114,6 +122,11 @@ class Connection(asyncio.Protocol):
 
     def release(self, reason: int) -> None:
         self._flow.release(reason)
+
+    def local_address(self) -> bytes:
+        """The IP address of our end."""
+        name = self.transport.get_extra_info("sockname")
+        return plain_address(name)
 
     def stale(self) -> bool:
         """Has the peer closed, or said something unasked? Asks the kernel."""

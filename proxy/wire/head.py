@@ -81,6 +81,19 @@ class _Silent:
 _SILENT = _Silent()
 
 
+def check_start(data: bytes | bytearray) -> None:
+    """Raise Malformed if what came so far can't become a request: garbage need not wait."""
+    end = data.find(b"\n")
+    if end >= 0:
+        line = data[:end]
+        if line == b"\r":
+            return
+        if not line.endswith(b"\r") or not _REQUEST_LINE.fullmatch(line, 0, end - 1):
+            raise Malformed("request line")
+    elif data and not (65 <= data[0] <= 122 or data[0] in b"\r!#$%&'*+-.|~0123456789"):
+        raise Malformed("no method")
+
+
 def check_fields(block: bytes) -> None:
     """Raise Malformed unless the block (lines ending CRLF, then an empty one) is strictly valid."""
     try:

@@ -1,0 +1,312 @@
+"""One HTTP/1 connection that a client opened: requests are read one at a time, in order.
+
+Owns reading (heads, bodies, pipelining, limits, slow or broken clients), what follows a response
+(keep, drain, close), and back-pressure towards the client. What is answered is the business of the
+Service and, while a request is open, of its Exchange.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Protocol, cast
+
+from weir.proxy import contract
+from weir.proxy.wire import answers
+from weir.proxy.wire.body import BodyReader, reader
+from weir.proxy.wire.connection import plain_address
+from weir.proxy.wire.flow import BACKLOG, OTHER_SIDE, Flow
+from weir.proxy.wire.head import HEAD_END, Malformed, RequestHead, check_start
+
+BACKLOG_BYTES = 64 << 10
+"""Bytes of later requests that are read while one is open; then reading is held."""
+LINGER_SECONDS = 0.5
+"""How long a refused client may go on sending, so that it reads the refusal and not a reset."""
+
+
+class Exchange(Protocol):
+    """A request that was handed over and is not answered yet."""
+
+    def request_more(self, piece: bytes, ended: bool) -> None: ...
+
+    def client_tunnelled(self, data: bytes) -> None: ...
+
+    def client_lost(self) -> None:
+        """The client is gone: nothing that is written reaches it any more."""
+
+    def response_hold(self) -> None:
+        """The client does not take the response as fast as it is written."""
+
+    def response_release(self) -> None: ...
+
+
+Service = Callable[["ServerConnection", RequestHead, bytes, bool], None]
+"""Takes a request: its head, as much of the body as came with it, and whether that was all.
+
+It sets the connection's `exchange`, unless it answers and calls `finish` before it returns.
+"""
+
+
+class ServerConnection(asyncio.Protocol):
+    """`write` a response, then `finish` it; the next request is not read before."""
+
+    __slots__ = (
+        "_advancing",
+        "_allowance",
+        "_body",
+        "_flow",
+        "_gone",
+        "_lingering",
+        "_open",
+        "_rest",
+        "_service",
+        "_timer",
+        "_transport",
+        "_tunnel",
+        "exchange",
+        "full",
+        "peer",
+        "trailers",
+        "written",
+    )
+
+    def __init__(self, service: Service, gone: Callable[[ServerConnection], None]) -> None:
+        self._service = service
+        self._gone = gone
+        self._transport: asyncio.Transport = cast(asyncio.Transport, None)
+        self._body: BodyReader | None = None
+        self._rest = bytearray()
+        self._timer: asyncio.TimerHandle | None = None
+        self._open = False  # a request was handed over and is not finished
+        self._advancing = False
+        self._lingering = False
+        self._tunnel = False
+        self._allowance = 0
+        self.exchange: Exchange | None = None
+        self.full = False
+        self.peer = b""
+        self.trailers: list[bytes] = []
+        self.written = False
+        """Something of the final response to the open request was written."""
+
+    # --- for the exchange ------------------------------------------------------------------
+    def write(self, data: bytes) -> None:
+        self.written = True
+        self._transport.write(data)
+
+    def writelines(self, buffers: Iterable[bytes]) -> None:
+        self.written = True
+        self._transport.writelines(buffers)
+
+    def inform(self, data: bytes) -> None:
+        """An interim response; the final one is still to come."""
+        self._transport.write(data)
+
+    def hold(self, reason: int) -> None:
+        self._flow.hold(reason)
+
+    def release(self, reason: int) -> None:
+        self._flow.release(reason)
+
+    def tunnel(self) -> bytes:
+        """From now on bytes go to `client_tunnelled`; returns those that came early."""
+        self._tunnel = True
+        self._flow.release(BACKLOG)
+        early = bytes(self._rest)
+        self._rest.clear()
+        return early
+
+    def finish(self, keep: bool) -> None:
+        """The response is complete: on to the next request, or close."""
+        self.exchange = None
+        self._open = False
+        if not keep:
+            if self._body is None and not self._rest:
+                self._transport.close()
+            else:
+                self._linger()
+            return
+        self._flow.release(OTHER_SIDE)
+        self._flow.release(BACKLOG)
+        if self._body is not None:
+            self._allowance = contract.DRAINED_BODY_BYTES
+        elif self._rest and not self._advancing:
+            data = bytes(self._rest)
+            self._rest.clear()
+            self._advance(data)
+
+    def close(self) -> None:
+        """Flush and close; for a response that could not be completed."""
+        self.exchange = None
+        self._transport.close()
+
+    def abort(self) -> None:
+        self.exchange = None
+        self._transport.abort()
+
+    @property
+    def idle(self) -> bool:
+        return not self._open and not self._rest and self._body is None
+
+    # --- asyncio ---------------------------------------------------------------------------
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._flow = Flow(self._transport)
+        self.peer = plain_address(transport.get_extra_info("peername"))
+        self._expect_head()
+
+    def data_received(self, data: bytes) -> None:
+        if self._tunnel:
+            if self.exchange is not None:
+                self.exchange.client_tunnelled(data)
+        elif not self._lingering:
+            self._advance(data)
+
+    def eof_received(self) -> None:
+        self._lose()  # and by returning None: close
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._lose()
+        self._cancel_timer()
+        self._rest.clear()
+        self._gone(self)
+
+    def pause_writing(self) -> None:
+        self.full = True
+        if self.exchange is not None:
+            self.exchange.response_hold()
+
+    def resume_writing(self) -> None:
+        self.full = False
+        if self.exchange is not None:
+            self.exchange.response_release()
+
+    # --- reading ---------------------------------------------------------------------------
+    def _advance(self, data: bytes) -> None:
+        """Take from `data` whatever its turn has come for, and keep the rest."""
+        self._advancing = True
+        try:
+            while data and not self._transport.is_closing() and not self._lingering:
+                if self._body is not None:
+                    data = self._more(self._body, data)
+                elif self._open:
+                    self._rest += data
+                    if len(self._rest) > BACKLOG_BYTES:
+                        self._flow.hold(BACKLOG)
+                    return
+                else:
+                    data = self._head(data)
+        except Malformed as error:
+            self._refuse(error)
+        finally:
+            self._advancing = False
+
+    def _head(self, data: bytes) -> bytes:
+        """Hand over a request if its head is complete; return what lies behind."""
+        seen = 0
+        if self._rest:
+            seen = max(len(self._rest) - 3, 0)
+            self._rest += data
+            if self._rest.find(HEAD_END, seen) < 0:
+                self._unfinished(self._rest)
+                return b""
+            data = bytes(self._rest)
+            self._rest.clear()
+        end = data.find(HEAD_END, seen)
+        if end < 0:
+            self._rest += data
+            self._unfinished(self._rest)
+            return b""
+        if data.startswith(b"\r\n"):  # an empty line before the request (RFC 9112, 2.2)
+            return data[2:]
+        if self._timer is not None:
+            self._cancel_timer()
+        end += 4
+        if end > contract.MAX_HEAD_BYTES:
+            raise Malformed("head", 431, b"Request Header Fields Too Large")
+        piece = rest = b""
+        if end == len(data):
+            head = RequestHead(data)
+        else:
+            head = RequestHead(data[:end])
+            rest = data[end:]
+        length = head.length
+        if length == 0:
+            ended = True
+        else:
+            self._body = body = reader(length)
+            ended = False
+            if rest:
+                piece, behind = body.feed(rest)
+                ended = behind is not None
+                rest = behind or b""
+                if ended:
+                    self._body = None
+                    self.trailers = body.trailers
+        self._open = True
+        self.written = False
+        self._service(self, head, piece, ended)
+        return rest
+
+    def _more(self, body: BodyReader, data: bytes) -> bytes:
+        piece, rest = body.feed(data)
+        if rest is not None:
+            self._body = None
+            self.trailers = body.trailers
+        if self._open:
+            if self.exchange is not None:
+                self.exchange.request_more(piece, rest is not None)
+        else:
+            self._allowance -= len(data)
+            if self._allowance < 0:
+                self._linger()
+        return rest or b""
+
+    def _unfinished(self, start: bytearray) -> None:
+        if len(start) > contract.MAX_HEAD_BYTES:
+            raise Malformed("head", 431, b"Request Header Fields Too Large")
+        check_start(start)
+        if self._timer is None:
+            self._expect_head()
+
+    # --- clients that are slow, broken or gone ------------------------------------------------
+    def _expect_head(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(contract.READ_HEAD_SECONDS, self._too_slow)
+
+    def _too_slow(self) -> None:
+        self._timer = None
+        self._transport.abort()
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _refuse(self, error: Malformed) -> None:
+        """Answer what broke HTTP, unless the answer to the request has begun, and close."""
+        written = self._open and self.written
+        self._lose()
+        if written:
+            self._transport.abort()
+        else:
+            self._transport.write(answers.refusal(error.status, error.reason))
+            self._linger()
+
+    def _linger(self) -> None:
+        """Send our end, and read on for a moment: closing with unread bytes would reset."""
+        self._lingering = True
+        self._body = None
+        self._rest.clear()
+        self._flow.release(OTHER_SIDE)
+        self._flow.release(BACKLOG)
+        if not self._transport.is_closing():
+            self._transport.write_eof()
+            self._cancel_timer()
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(LINGER_SECONDS, self._too_slow)
+
+    def _lose(self) -> None:
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.client_lost()
