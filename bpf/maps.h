@@ -1,0 +1,174 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/* Every struct and map that the programs and user space share. This is the only definition:
+ * Python reads the layouts from the BTF of the compiled object (weir.bpf.btf).
+ *
+ * Only types of the kernel's UAPI are used, so the object carries no relocations and one build
+ * fits every kernel from 5.17 on. Ports are in host order, addresses in network order. */
+#ifndef WEIR_MAPS_H
+#define WEIR_MAPS_H
+
+#include <stddef.h>
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/tcp.h>
+#include <linux/types.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#define AF_INET	 2
+#define AF_INET6 10
+
+#define MAX_PODS      1024
+#define MAX_ADDRESSES (4 * MAX_PODS)
+#define MAX_LISTENERS (8 * MAX_PODS)
+
+/* ---- which pod, which listener --------------------------------------------------------- */
+
+/* IPv6, or IPv4 mapped into it (::ffff:a.b.c.d) */
+struct address {
+	__u32 word[4];
+};
+
+struct pod {
+	__u16 user_port;
+	__u16 direct_port;
+	__u32 enabled; /* steer new connections; those accepted earlier stay counted */
+};
+
+/* In a SO_REUSEPORT group every member has a slot of its own, so that the death of one leaves
+ * the others reachable. An entry goes with its socket, nobody needs to remove it. */
+enum listener_slot {
+	SLOT_0,
+	SLOT_1,
+	SLOT_2,
+	SLOT_3,
+	SLOT_4,
+	SLOT_5,
+	SLOT_6,
+	SLOT_7,
+	LISTENER_SLOTS,
+};
+
+struct listener_key {
+	__u64 netns; /* cookie of the pod's network namespace */
+	__u16 port;
+	__u16 family;
+	enum listener_slot slot;
+};
+
+/* ---- what a pod is told about ---------------------------------------------------------- */
+
+/* Log-linear: four buckets for each power of two of microseconds. 0..3 us have one each; the
+ * last power of two with buckets of its own is 2^31 us, more than that (71 minutes) goes to the
+ * last bucket. A power of two of them, so that an index is bounded by a mask. */
+#define LATENCY_BUCKETS 128
+
+/* In-flight counts connections with at least one outstanding request; a request runs from its
+ * first byte in to its last byte out. The integral of in-flight over time, up to any t at which
+ * nothing changed since, is wsum + in_flight * t: two additions per event and no timer. */
+struct meter {
+	struct bpf_spin_lock lock; /* guards the fields down to latency */
+	__u32 in_flight;
+	__u64 epoch; /* this attachment; connections of an earlier one are not ours */
+	__s64 wsum;  /* ns: sum of ends minus sum of starts */
+	__u64 started, finished, aborted;
+	__u64 latency[LATENCY_BUCKETS]; /* of finished HTTP/1 requests */
+
+	/* below: single additions, no lock */
+	__u64 connections, closed;
+	__u64 upgraded;	    /* 101: in flight until the connection closes */
+	__u64 http2;	    /* connections that began with the HTTP/2 preface */
+	__u64 over_budget;  /* connections no longer parsed: head or chunks too costly */
+	__u64 malformed;    /* connections no longer parsed: not HTTP/1 */
+	__u64 out_of_order; /* segments that came before their turn */
+	__u64 framing_lost; /* gaps where bytes that mattered were never shown to us */
+	__u64 listeners;    /* entered the map by themselves */
+	__u64 refused; /* listeners a SOCKHASH can't hold (MPTCP): the tc variant serves them */
+	__u64 steered;
+	__u64 missed; /* wanted the direct port, found no listener */
+};
+
+/* ---- one connection -------------------------------------------------------------------- */
+
+#define WINDOW 256 /* bytes of a segment copied at a time */
+#define LOOK   64  /* bytes a parser step may look at */
+
+/* One direction of a connection. Ingress runs before TCP takes the socket lock, egress under it,
+ * so nothing here is shared by the two: each has its own cursor and its own window. */
+struct stream {
+	__u64 now;  /* when the current segment was seen */
+	__u64 left; /* bytes of the body or chunk still to come */
+	__u64 chunk_refill;
+	__u32 chunk_steps;	  /* what is left in the chunk budget */
+	__u32 head_steps;	  /* what was used of the head budget */
+	__u32 next;		  /* sequence number of the first byte not followed yet */
+	__u32 late_from, late_to; /* in: this range came before its turn */
+	__u32 busy;		  /* in: a segment is being followed on some CPU */
+	__u16 status;
+	__u8 state, flags, match, unused[3];
+	/* the segment being followed: positions count from its first payload byte */
+	__u32 at, end, payload;
+	__u32 base, have; /* what the window holds */
+	/* what lies beyond WINDOW is only ever looked at, never believed */
+	__u8 window[WINDOW + LOOK + 8];
+};
+
+struct connection {
+	__u64 netns, epoch;
+	__u64 since;	   /* first byte of the request that is running, ns */
+	__u64 heads;	   /* bit i: request number i (mod 64) is a HEAD; written by ingress only */
+	__u32 outstanding; /* changed atomically: by ingress, egress, the end of the connection */
+	__u32 mode;
+	__u32 asked;	/* ingress only: number of requests seen */
+	__u32 answered; /* egress only */
+	__u32 gone, unused;
+	struct stream in, out;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_PODS);
+	__type(key, __u64); /* netns cookie */
+	__type(value, struct pod);
+} pods SEC(".maps");
+
+/* sk_lookup and tc can't ask for the netns cookie (or not on every kernel): by local address */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_ADDRESSES);
+	__type(key, struct address);
+	__type(value, __u64); /* netns cookie */
+} addresses SEC(".maps");
+
+/* Lookup only: no program is ever attached to this map, so sockets in it work as without it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SOCKHASH);
+	__uint(max_entries, MAX_LISTENERS);
+	__type(key, struct listener_key);
+	__type(value, __u64);
+} listeners SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_PODS);
+	__type(key, __u64); /* netns cookie */
+	__type(value, struct meter);
+} meters SEC(".maps");
+
+/* Dies with its socket: no size to choose, nothing to collect (docs/decisions/002). */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct connection);
+} connections SEC(".maps");
+
+static __always_inline void count(__u64 *counter)
+{
+	__sync_fetch_and_add(counter, 1);
+}
+
+#endif

@@ -1,0 +1,270 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/* Following the connections of the direct port, read-only: every program here returns 1.
+ *
+ * The cgroup hooks see segments, not a stream: each direction has a cursor in TCP sequence
+ * numbers, so that a retransmission counts once and a gap is noticed. Egress and the state
+ * callback run under the socket lock; ingress runs before it is taken, maybe on two CPUs at
+ * once, and has a lock of its own that it only tries. */
+#ifndef WEIR_TRACK_H
+#define WEIR_TRACK_H
+
+#include "http1.h"
+
+#define LOCK_TRIES   4096 /* its holder needs about a microsecond */
+#define TCP_FLAG_SYN 2
+
+struct segment {
+	__u32 sequence, payload, length;
+	int fin;
+};
+
+/* Where the payload is and which bytes of the stream it holds. 0 if this isn't plain TCP. */
+static __always_inline int read_segment(struct __sk_buff *skb, struct segment *seg)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct iphdr *ip4 = data;
+	struct ipv6hdr *ip6 = data;
+	struct tcphdr *tcp;
+	__u32 headers;
+
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		if ((void *)(ip4 + 1) > end)
+			return 0;
+		headers = ip4->ihl * 4;
+	} else {
+		if ((void *)(ip6 + 1) > end || ip6->nexthdr != IPPROTO_TCP)
+			return 0;
+		headers = sizeof(*ip6);
+	}
+	tcp = data + headers;
+	if ((void *)(tcp + 1) > end)
+		return 0;
+	seg->sequence = bpf_ntohl(tcp->seq);
+	seg->fin = tcp->fin;
+	seg->payload = headers + tcp->doff * 4;
+	seg->length = skb->len > seg->payload ? skb->len - seg->payload : 0;
+	return 1;
+}
+
+static __always_inline struct connection *followed(struct bpf_sock *sk)
+{
+	if (!sk)
+		return NULL;
+	sk = bpf_sk_fullsock(sk);
+	if (!sk)
+		return NULL;
+	return bpf_sk_storage_get(&connections, sk, NULL, 0);
+}
+
+/* ---- life ------------------------------------------------------------------------------- */
+
+static __always_inline void connection_opened(struct bpf_sock_ops *ctx)
+{
+	__u64 netns = bpf_get_netns_cookie(ctx);
+	struct pod *pod = bpf_map_lookup_elem(&pods, &netns);
+	struct bpf_sock *sk = ctx->sk;
+	struct connection *c;
+	struct meter *meter;
+	struct tcphdr *tcp;
+	__u32 early = 0;
+
+	if (!pod || ctx->local_port != pod->direct_port || !sk)
+		return;
+	meter = bpf_map_lookup_elem(&meters, &netns);
+	if (!meter)
+		return;
+	c = bpf_sk_storage_get(&connections, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!c || c->epoch)
+		return;
+	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+	c->netns = netns;
+	c->epoch = meter->epoch;
+	c->out.next = ctx->snd_nxt;
+	c->in.next = ctx->rcv_nxt;
+	count(&meter->connections);
+
+	/* Payload on the ACK that completed the handshake (the bare ACK was lost, or the listener
+	 * has TCP_DEFER_ACCEPT) went by before this socket existed: a request began, unread. */
+	tcp = ctx->skb_data;
+	if ((void *)(tcp + 1) <= ctx->skb_data_end && !(ctx->skb_tcp_flags & TCP_FLAG_SYN))
+		early = ctx->skb_len - tcp->doff * 4;
+	if (!early)
+		return;
+	c->in.next += early;
+	c->in.state = LOST;
+	count(&meter->framing_lost);
+	request_begins(c, bpf_ktime_get_ns(), 0);
+}
+
+/* After FIN_WAIT1 and LAST_ACK data may still be on its way out, in CLOSE_WAIT the answer is
+ * still owed: only CLOSE is the end. Egress sees the FIN, which normally comes first. */
+static __always_inline void state_changed(struct bpf_sock_ops *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct connection *c;
+	struct meter *meter;
+
+	if (ctx->args[1] != BPF_TCP_CLOSE || !sk)
+		return;
+	c = bpf_sk_storage_get(&connections, sk, NULL, 0);
+	if (!c || c->gone)
+		return;
+	c->gone = 1;
+	connection_ends(c, bpf_ktime_get_ns(), c->out.state == UNTIL_CLOSE);
+	meter = meter_of(c);
+	if (meter)
+		count(&meter->closed);
+}
+
+/* ---- requests --------------------------------------------------------------------------- */
+
+/* `n` bytes were delivered that no program was shown. Inside a body of known length nothing is
+ * lost; elsewhere the request stays counted and framing resumes with an idle connection. */
+static __always_inline void unseen_in(struct connection *c, __u32 n)
+{
+	struct stream *s = &c->in;
+	struct meter *meter;
+
+	if (s->state >= UNTIL_CLOSE)
+		return;
+	if ((s->state == BODY || s->state == DATA) && s->left >= n) {
+		s->left -= n;
+		if (!s->left)
+			s->state = s->state == BODY ? IDLE : DATA_END;
+		return;
+	}
+	meter = meter_of(c);
+	if (meter)
+		count(&meter->framing_lost);
+	if (s->state == IDLE)
+		request_begins(c, s->now, 0);
+	s->state = LOST;
+	s->head_steps = 0;
+}
+
+/* Out-of-order segments are not kept, only the range that they cover. */
+static __always_inline void came_early(struct connection *c, struct segment *seg)
+{
+	__u32 from = seg->sequence, to = from + seg->length;
+	struct stream *s = &c->in;
+	struct meter *meter = meter_of(c);
+
+	if (meter)
+		count(&meter->out_of_order);
+	if (s->late_from == s->late_to) {
+		s->late_from = from;
+		s->late_to = to;
+		return;
+	}
+	if ((__s32)(from - s->late_from) < 0)
+		s->late_from = from;
+	if ((__s32)(to - s->late_to) > 0)
+		s->late_to = to;
+}
+
+static __always_inline void gap_filled(struct connection *c)
+{
+	struct stream *s = &c->in;
+	__s32 n = s->late_to - s->next;
+
+	if (s->late_from == s->late_to || (__s32)(s->next - s->late_from) < 0)
+		return;
+	s->late_from = s->late_to = 0;
+	if (n <= 0)
+		return;
+	s->next += n;
+	unseen_in(c, n);
+}
+
+static __always_inline void receive(struct __sk_buff *skb, struct connection *c,
+				    struct segment *seg)
+{
+	struct stream *s = &c->in;
+	__u32 known = s->next - seg->sequence; /* bytes of this segment followed before */
+
+	if ((__s32)known >= (__s32)seg->length)
+		return; /* a retransmission */
+	if ((__s32)known < 0) {
+		struct bpf_sock *sk = skb->sk;
+		struct bpf_tcp_sock *tcp = sk ? bpf_tcp_sock(sk) : NULL;
+
+		if (!tcp || (__s32)(tcp->rcv_nxt - seg->sequence) < 0) {
+			came_early(c, seg);
+			return;
+		}
+		/* TCP has everything up to here already */
+		s->now = bpf_ktime_get_ns();
+		unseen_in(c, seg->sequence - s->next);
+		known = 0;
+	}
+	s->next = seg->sequence + seg->length;
+	if ((s->state == BODY || s->state == DATA) && s->left > seg->length - known) {
+		s->left -= seg->length - known;
+	} else {
+		s->now = bpf_ktime_get_ns();
+		if (s->state == LOST && !c->outstanding)
+			s->state = IDLE;
+		http1_follow(skb, c, seg->payload, known, seg->length, 0);
+	}
+	if (s->late_from != s->late_to)
+		gap_filled(c);
+}
+
+SEC("cgroup_skb/ingress")
+int follow_in(struct __sk_buff *skb)
+{
+	struct connection *c = followed(skb->sk);
+	struct segment seg;
+	int tries = 0;
+
+	if (!c || c->mode != HTTP1 || !read_segment(skb, &seg) || !seg.length)
+		return 1;
+	while (__sync_lock_test_and_set(&c->in.busy, 1))
+		if (++tries == LOCK_TRIES)
+			return 1; /* stays a gap, to be noticed by the next segment */
+	receive(skb, c, &seg);
+	/* clang 14 has no store-release for BPF */
+	__sync_lock_test_and_set(&c->in.busy, 0);
+	return 1;
+}
+
+/* ---- answers ---------------------------------------------------------------------------- */
+
+static __always_inline void send(struct __sk_buff *skb, struct connection *c, struct segment *seg)
+{
+	struct stream *s = &c->out;
+	__s32 known = s->next - seg->sequence;
+
+	if (known >= (__s32)seg->length)
+		return; /* a retransmission */
+	s->next = seg->sequence + seg->length;
+	if ((s->state == BODY || s->state == DATA) && s->left > seg->length - known) {
+		s->left -= seg->length - known; /* also over bytes that were not shown */
+		return;
+	}
+	if (s->state >= UNTIL_CLOSE || !awaits_answer(c))
+		return;
+	s->now = bpf_ktime_get_ns();
+	if (known < 0) {
+		give_up(c, s->now, GIVE_UP_FRAMING_LOST);
+		return;
+	}
+	http1_follow(skb, c, seg->payload, known, seg->length, 1);
+}
+
+SEC("cgroup_skb/egress")
+int follow_out(struct __sk_buff *skb)
+{
+	struct connection *c = followed(skb->sk);
+	struct segment seg;
+
+	if (!c || !read_segment(skb, &seg))
+		return 1;
+	if (seg.length && c->mode == HTTP1)
+		send(skb, c, &seg);
+	if (seg.fin)
+		connection_ends(c, bpf_ktime_get_ns(), c->out.state == UNTIL_CLOSE);
+	return 1;
+}
+
+#endif

@@ -1,0 +1,387 @@
+"""The direct path of pods: steering and counting in the kernel.
+
+Owns the loaded object, what is attached to each pod, and the meaning of its maps. Refuses to
+know when a pod may be called directly (the agent says so) and never reads a byte of traffic.
+
+What is guaranteed: counting starts with the attachment and covers every connection accepted on
+the direct port from then on; a snapshot of the counters is consistent; detaching leaves nothing
+behind in the kernel. A connection that was open when the pod was detached is not counted again
+after a new attachment.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Literal
+
+from weir.bpf import OBJECT
+from weir.bpf.btf import Btf, BtfError
+from weir.bpf.libbpf import BpfError, BpfObject, LibbpfMissing, Link
+from weir.bpf.maps import Map
+from weir.proxy import listeners, netns
+
+Steering = Literal["sk_lookup", "tc", "none"]
+
+MINIMUM_KERNEL = (5, 17)  # bpf_loop
+_CAP_NET_ADMIN, _CAP_SYS_ADMIN = 12, 21
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
+
+
+class KernelUnavailable(Exception):
+    """The direct path can't be had here. str() is one line: why, and what to do about it."""
+
+
+@dataclass(frozen=True)
+class PodTarget:
+    name: str
+    netns: Path
+    cgroup: Path
+    addresses: tuple[str, ...]
+    user_port: int
+    direct_port: int
+    interface: str = "eth0"
+
+
+@dataclass(frozen=True)
+class PodCounters:
+    """One pod's direct path, since its attachment.
+
+    `in_flight` counts connections with at least one outstanding request. `integral_ns` is the
+    sum of in_flight * dt up to `at_ns` (CLOCK_MONOTONIC), modulo 2**64: use differences.
+    """
+
+    started: int
+    finished: int
+    aborted: int
+    in_flight: int
+    integral_ns: int
+    at_ns: int
+    connections: int
+    open_connections: int
+    upgraded: int
+    untracked_http2: int
+    over_budget: int
+    malformed: int
+    out_of_order: int
+    framing_lost: int
+    listeners: int
+    mptcp_refused: int
+    steered: int
+    missed: int
+    latency: tuple[int, ...]
+
+    def quantile(self, q: float) -> float:
+        """Latency in seconds below which a share `q` of the finished requests stayed; 0.0 if
+        there were none. Four buckets per power of two: at most 12 % off."""
+        total = sum(self.latency)
+        wanted = q * total
+        below = 0
+        for bucket, count in enumerate(self.latency):
+            if count and below + count >= wanted:
+                start, end = bucket_bounds(bucket)
+                return (start + (end - start) * max(0.0, wanted - below) / count) / 1e6
+            below += count
+        return 0.0
+
+
+def bucket_bounds(bucket: int) -> tuple[int, int]:
+    """[from, to) in microseconds of a latency bucket (latency_bucket() in bpf/meter.h)."""
+    if bucket < 4:
+        return bucket, bucket + 1
+    width = 1 << (bucket // 4 - 1)
+    start = (4 + bucket % 4) * width
+    return start, start + width
+
+
+class Kernel:
+    """One loaded object, which serves many pods."""
+
+    def __init__(self, loaded: BpfObject, btf: Btf) -> None:
+        def typed(name: str) -> Map:
+            return Map(name, loaded.map_fd(name), btf.maps[name])
+
+        self.object = loaded
+        self.pods, self.addresses = typed("pods"), typed("addresses")
+        self.listeners, self.meters = typed("listeners"), typed("meters")
+        self.slots = btf.enum("listener_slot")["LISTENER_SLOTS"]
+        self._attached: dict[int, AttachedPod] = {}
+        self._closed = False
+
+    @classmethod
+    def load(cls, object_path: Path | None = None) -> Kernel:
+        """Raises KernelUnavailable."""
+        path = object_path or OBJECT
+        _check_machine()
+        if not path.exists():
+            raise KernelUnavailable(f"{path} is not built: run `make bpf`")
+        try:
+            btf = Btf.of_object(path)
+            return cls(BpfObject(path), btf)
+        except LibbpfMissing as error:
+            raise KernelUnavailable(
+                f"libbpf.so.1 can't be loaded ({error}): install it (Debian package libbpf1)"
+            ) from error
+        except BtfError as error:
+            raise KernelUnavailable(f"{error}: rebuild it with `make bpf`") from error
+        except BpfError as error:
+            raise KernelUnavailable(_explain(error)) from error
+
+    def attach(self, target: PodTarget) -> AttachedPod:
+        """Attached and counting, but not steering yet. Raises KernelUnavailable; nothing is
+        left attached then."""
+        try:
+            cookie = netns.cookie(target.netns)
+        except OSError as error:
+            raise KernelUnavailable(f"pod {target.name}: {error}; is the pod running?") from error
+        if cookie in self._attached:
+            raise KernelUnavailable(
+                f"pod {target.name}: {target.netns} is attached as pod "
+                f"{self._attached[cookie].target.name}; detach that first"
+            )
+        pod = AttachedPod(self, target, cookie)
+        self._attached[cookie] = pod
+        try:
+            pod._attach()
+        except OSError as error:
+            pod.detach()
+            raise KernelUnavailable(f"pod {target.name}: {_explain(error)}") from error
+        return pod
+
+    def close(self) -> None:
+        """Detach every pod and unload. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        for pod in tuple(self._attached.values()):
+            pod.detach()
+        self.object.close()
+
+    def _forget(self, cookie: int) -> None:
+        self._attached.pop(cookie, None)
+
+
+class AttachedPod:
+    """One pod under a Kernel. Made by Kernel.attach()."""
+
+    def __init__(self, kernel: Kernel, target: PodTarget, cookie: int) -> None:
+        self.target, self.cookie = target, cookie
+        self._kernel = kernel
+        self._links: list[Link] = []
+        self._tc: Link | None = None
+        self._mptcp_found = False
+        self._last: PodCounters | None = None
+        self._detached = False
+
+    def open_direct(self) -> None:
+        """Steer new connections to the direct port. Idempotent."""
+        self._configure(enabled=True)
+
+    def close_direct(self) -> None:
+        """Refuse new connections (RST); established ones go on and stay counted. Idempotent."""
+        self._configure(enabled=False)
+
+    def adopt_listeners(self) -> int:
+        """Listeners on the user port that were there before the attachment enter the map now;
+        how many did. Sockets of the app are held only for the moment of the insertion."""
+        known = {cookie for _, cookie in self._entries()}
+        adopted = 0
+        for listener in listeners.of_cgroup(
+            self.target.cgroup, self.target.netns, self.target.user_port
+        ):
+            with listener:
+                if listeners.is_mptcp(listener):
+                    self._mptcp_found = True
+                elif listeners.cookie(listener) not in known:
+                    known.add(listeners.cookie(listener))
+                    adopted += self._insert(listener)
+        return adopted
+
+    def steering(self) -> Steering:
+        """What reaches the app's listener now. Attaches the tc variant when an MPTCP listener
+        needs it, and takes it off when the app listens on plain TCP again."""
+        if any(True for _ in self._entries()):
+            self._detach_tc()
+            return "sk_lookup"
+        if not self._mptcp_listens():
+            return "none"
+        if self._tc is None:
+            self._tc = self._attach_tc()
+        return "tc"
+
+    def counters(self) -> PodCounters:
+        """A consistent snapshot; after detach() the last one before it."""
+        if self._detached and self._last is not None:
+            return self._last
+        meter = self._kernel.meters.get(self.cookie, locked=True)
+        if meter is None:
+            raise RuntimeError(f"pod {self.target.name} is not attached")
+        at = time.monotonic_ns()
+        return PodCounters(
+            started=meter["started"],
+            finished=meter["finished"],
+            aborted=meter["aborted"],
+            in_flight=meter["in_flight"],
+            integral_ns=(meter["wsum"] + meter["in_flight"] * at) % (1 << 64),
+            at_ns=at,
+            connections=meter["connections"],
+            open_connections=meter["connections"] - meter["closed"],
+            upgraded=meter["upgraded"],
+            untracked_http2=meter["http2"],
+            over_budget=meter["over_budget"],
+            malformed=meter["malformed"],
+            out_of_order=meter["out_of_order"],
+            framing_lost=meter["framing_lost"],
+            listeners=meter["listeners"],
+            mptcp_refused=meter["refused"],
+            steered=meter["steered"],
+            missed=meter["missed"],
+            latency=meter["latency"],
+        )
+
+    def detach(self) -> None:
+        """Steering and counting end, nothing stays in the kernel. Idempotent."""
+        if self._detached:
+            return
+        kernel = self._kernel
+        if kernel.meters.get(self.cookie) is not None:
+            self._last = self.counters()
+        self._detached = True
+        self._detach_tc()
+        while self._links:
+            self._links.pop().close()
+        for key, _ in tuple(self._entries()):
+            kernel.listeners.delete(key)
+        for address in self._addresses():
+            if kernel.addresses.get(address) == self.cookie:
+                kernel.addresses.delete(address)
+        kernel.pods.delete(self.cookie)
+        kernel.meters.delete(self.cookie)
+        kernel._forget(self.cookie)
+
+    def _attach(self) -> None:
+        kernel, target = self._kernel, self.target
+        kernel.meters.put(self.cookie, {"epoch": time.monotonic_ns()})
+        self._configure(enabled=False)
+        for address in self._addresses():
+            if not kernel.addresses.add(address, self.cookie):
+                owner = kernel.addresses.get(address)
+                raise OSError(f"an address of {target.addresses} is that of netns {owner}, too")
+        # before the programs that open connections, those that follow them
+        for program in ("follow_in", "follow_out", "peer_is_local4", "peer_is_local6"):
+            self._links.append(kernel.object.attach_cgroup(program, target.cgroup))
+        self._links.append(kernel.object.attach_cgroup("socket_event", target.cgroup))
+        self._links.append(kernel.object.attach_netns("steer", target.netns))
+
+    def _configure(self, enabled: bool) -> None:
+        if self._detached:
+            return
+        self._kernel.pods.put(
+            self.cookie,
+            {
+                "user_port": self.target.user_port,
+                "direct_port": self.target.direct_port,
+                "enabled": int(enabled),
+            },
+        )
+
+    def _addresses(self) -> Iterator[dict[str, tuple[int, ...]]]:
+        for text in self.target.addresses:
+            parsed = ip_address(text)
+            raw = parsed.packed if parsed.version == 6 else b"\0" * 10 + b"\xff" * 2 + parsed.packed
+            words = tuple(int.from_bytes(raw[i : i + 4], "little") for i in range(0, 16, 4))
+            yield {"word": words}
+
+    def _key(self, family: int, slot: int) -> dict[str, int]:
+        return {
+            "netns": self.cookie,
+            "port": self.target.user_port,
+            "family": family,
+            "slot": slot,
+        }
+
+    def _entries(self) -> Iterator[tuple[dict[str, int], int]]:
+        """(key, socket cookie) of every listener that sk_lookup can reach."""
+        for family in _FAMILIES:
+            for slot in range(self._kernel.slots):
+                key = self._key(family, slot)
+                found = self._kernel.listeners.get(key)
+                if found is not None:
+                    yield key, found
+
+    def _insert(self, listener: socket.socket) -> bool:
+        return any(
+            self._kernel.listeners.add(self._key(listener.family, slot), listener.fileno())
+            for slot in range(self._kernel.slots)
+        )
+
+    def _mptcp_listens(self) -> bool:
+        """MPTCP listeners can't be held in a map: there was one, and something listens now."""
+        refused = self._mptcp_found
+        if not refused:
+            meter = self._kernel.meters.get(self.cookie)
+            refused = meter is not None and meter["refused"] > 0
+        return refused and bool(listeners.inodes(self.target.netns, self.target.user_port))
+
+    def _attach_tc(self) -> Link:
+        target = self.target
+
+        def attach() -> Link:
+            index = socket.if_nametoindex(target.interface)
+            return self._kernel.object.attach_tc_ingress("steer_mptcp", index)
+
+        try:
+            return netns.run_in(target.netns, attach)
+        except OSError as error:
+            raise KernelUnavailable(
+                f"pod {target.name}, interface {target.interface}: {_explain(error)}"
+            ) from error
+
+    def _detach_tc(self) -> None:
+        link, self._tc = self._tc, None
+        if link is None:
+            return
+        try:
+            netns.run_in(self.target.netns, link.close)
+        except FileNotFoundError:
+            link.close()  # the namespace went away, and its interfaces with it
+
+
+def _check_machine() -> None:
+    if platform.system() != "Linux":
+        raise KernelUnavailable("eBPF needs Linux: everything is relayed here")
+    release = os.uname().release
+    numbers = tuple(int(part) for part in release.split("-")[0].split(".")[:2])
+    if numbers < MINIMUM_KERNEL:
+        raise KernelUnavailable(
+            f"Linux {release} is too old: the direct path needs 5.17 or later, update the kernel"
+        )
+    effective = next(
+        int(line.split()[1], 16)
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("CapEff:")
+    )
+    # CAP_SYS_ADMIN because of setns(); it includes what CAP_BPF and CAP_PERFMON allow
+    for name, bit in (("CAP_SYS_ADMIN", _CAP_SYS_ADMIN), ("CAP_NET_ADMIN", _CAP_NET_ADMIN)):
+        if not effective >> bit & 1:
+            raise KernelUnavailable(f"no {name}: run as root to use the direct path")
+
+
+def _explain(error: OSError) -> str:
+    """One line. The verifier's reason is the last line of its log before the statistics."""
+    said = [
+        line
+        for line in getattr(error, "log", [])
+        if line and not line.startswith(("libbpf: ", "-- ", "processed ", ";"))
+    ]
+    if said:
+        return f"{error}; the verifier said: {said[-1].strip()}; please report it"
+    if isinstance(error, BpfError) and error.log:
+        return f"{error}; {error.log[-1].strip()}"
+    return str(error)
