@@ -64,8 +64,13 @@ def tcp_socket(netns: str | Path, family: int = socket.AF_INET) -> socket.socket
     return made
 
 
-def listen(netns: str | Path, address: str, port: int, backlog: int = 4096) -> socket.socket:
-    """A non-blocking listener inside, with SO_REUSEADDR. "::" takes IPv4 as well."""
+def listen(
+    netns: str | Path | None, address: str, port: int, backlog: int = 4096
+) -> socket.socket:
+    """A non-blocking listener inside, with SO_REUSEADDR. "::" takes IPv4 as well.
+
+    `netns` None is where we are, which takes no privilege.
+    """
 
     def make() -> socket.socket:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -80,11 +85,11 @@ def listen(netns: str | Path, address: str, port: int, backlog: int = 4096) -> s
             listener.setblocking(False)
         except OSError as error:
             listener.close()
-            where = f"{address} port {port} in {netns}"
+            where = f"{address} port {port}" + (f" in {netns}" if netns else "")
             raise OSError(error.errno, f"{error.strerror}: listening on {where}") from error
         return listener
 
-    return run_in(netns, make)
+    return make() if netns is None else run_in(netns, make)
 
 
 def _enter(netns: str | Path) -> None:
