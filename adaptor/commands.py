@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import logging
 import os
 import signal
 import sys
@@ -31,7 +30,7 @@ from weir.proxy.wire.client import TransportError
 
 
 def default_quarantine() -> Path:
-    """Where the quarantine is unless told otherwise: the state folder of the machine or the user."""
+    """Where the quarantine is unless told otherwise: the machine's state folder or the user's."""
     if os.geteuid() == 0:
         return Path("/var/lib/weir/quarantine.db")
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
@@ -39,7 +38,7 @@ def default_quarantine() -> Path:
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds the commands; each sets `run` to a function of the parsed arguments."""
+    """Adds the commands; each sets `call` to a function of the parsed arguments."""
     adaptor = subparsers.add_parser(
         "adaptor", help="turn MQTT messages into CloudEvents and deliver them over HTTP"
     )
@@ -50,13 +49,13 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     adaptor.add_argument(
         "--client-id", default="weir", metavar="PREFIX", help="one per adaptor (default: weir)"
     )
-    adaptor.add_argument("--protocol", choices=("auto", "5", "3.1.1"), default="auto")
+    adaptor.add_argument("--mqtt-version", choices=("auto", "5", "3.1.1"), default="auto")
     adaptor.add_argument(
         "--receive-maximum", type=_window, default=256, help="unacknowledged messages per sink"
     )
     adaptor.add_argument("--quarantine", type=Path, default=default_quarantine())
     adaptor.add_argument("--status", type=Path, help="Unix socket that tells the state as JSON")
-    adaptor.set_defaults(run=run_adaptor)
+    adaptor.set_defaults(call=run_adaptor)
 
     quarantine = subparsers.add_parser(
         "quarantine", help="list, replay or discard the events that could not be delivered"
@@ -66,7 +65,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action = actions.add_parser(name, help=text)
         action.add_argument("numbers", nargs="*", type=int, help="only these (default: all)")
         action.add_argument("--quarantine", type=Path, default=default_quarantine())
-        action.set_defaults(run=_COMMANDS[name])
+        action.set_defaults(call=_COMMANDS[name])
     listing, replaying, discarding = (actions.choices[name] for name in _ACTIONS)
     listing.add_argument("--json", action="store_true", help="one JSON object per line")
     replaying.add_argument("--function-url", help="where the sink `function` is")
@@ -91,7 +90,6 @@ def _window(text: str) -> int:
 
 
 def run_adaptor(args: argparse.Namespace) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     try:
         config = AdaptorConfig(
             broker=args.broker,
@@ -99,7 +97,7 @@ def run_adaptor(args: argparse.Namespace) -> int:
             routes=load(args.routes),
             quarantine=args.quarantine,
             client_id=args.client_id,
-            protocol=args.protocol,
+            protocol=args.mqtt_version,
             receive_maximum=args.receive_maximum,
             function_url=args.function_url,
             status=args.status,

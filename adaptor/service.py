@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +23,7 @@ from weir.adaptor.quarantine import BOUND, Quarantine, QuarantineWriter
 from weir.adaptor.routes import FUNCTION, Route
 from weir.adaptor.session import Session5
 from weir.adaptor.session311 import Session311
+from weir.proxy.policy.histogram import Latencies
 from weir.proxy.wire.status import serve_status
 
 Protocol = Literal["5", "3.1.1", "auto"]
@@ -119,23 +120,21 @@ class Lane:
 
     def snapshot(self) -> dict[str, object]:
         session, client = self.session, self.client
+        connected = f"MQTT {session.protocol}"
         return {
-            **self.pipeline.snapshot(),
+            "name": self.sink,
             "url": self.url,
+            **self.pipeline.snapshot(),
             "path": client.path,
             "direct_requests": client.direct_requests,
             "relayed_requests": client.relayed_requests,
-            "session": {
-                "protocol": session.protocol,
-                "client_id": session.settings.client_id,
-                "connected": session.connected,
-                "since": session.since,
-                "error": session.error,
-                "reconnects": session.reconnects,
-                "refused": dict(session.refused),
-                "unacknowledged": session.unacknowledged,
-                "receive_maximum": session.settings.receive_maximum,
-            },
+            "connected": session.connected,
+            "session": connected if session.connected else session.error or "connecting",
+            "session_since": session.since,
+            "client_id": session.settings.client_id,
+            "reconnects": session.reconnects,
+            "refused_subscriptions": dict(session.refused),
+            "window": {"used": session.unacknowledged, "of": session.settings.receive_maximum},
         }
 
 
@@ -167,19 +166,22 @@ class Adaptor:
                 raise end
 
     def snapshot(self) -> dict[str, object]:
+        flows = [(lane.sink, flow) for lane in self.lanes for flow in lane.flows]
+        latency = Latencies.merged(flow.counters.latency.snapshot() for _, flow in flows)
         return {
             "broker": str(Broker.parse(self._config.broker)),
             "quarantine": str(self._config.quarantine),
-            "routes": {
-                flow.route.name: {
+            "latency": {"p50": latency.quantile(0.5), "p99": latency.quantile(0.99)},
+            "routes": [
+                {
+                    "name": flow.route.name,
                     "filter": flow.route.filter.text,
-                    "sink": lane.sink,
+                    "sink": sink,
                     **flow.counters.snapshot(),
                 }
-                for lane in self.lanes
-                for flow in lane.flows
-            },
-            "sinks": {lane.sink: lane.snapshot() for lane in self.lanes},
+                for sink, flow in flows
+            ],
+            "sinks": [lane.snapshot() for lane in self.lanes],
         }
 
 
@@ -192,8 +194,9 @@ async def serve(config: AdaptorConfig, stop: asyncio.Event | None = None) -> Non
     try:
         await adaptor.run(stop or asyncio.Event())
     finally:
-        if server is not None:
+        if server is not None and config.status is not None:
             server.close()
+            config.status.unlink(missing_ok=True)
 
 
 def client_id(prefix: str, sink: str) -> str:
@@ -212,8 +215,3 @@ def subscription_numbers(routes: Sequence[Route]) -> dict[str, int]:
             number = number % HIGHEST_NUMBER + 1
         numbers[text] = number
     return numbers
-
-
-def with_function(config: AdaptorConfig, url: str) -> AdaptorConfig:
-    """The same adaptor, for a function that turned out to be at `url`."""
-    return replace(config, function_url=url)
