@@ -15,10 +15,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from weir.proxy import contract, netns
+from weir.proxy import netns
 from weir.proxy.control import Channel, Message
+from weir.proxy.direct import Offer
 from weir.proxy.kernel import AttachedPod, Kernel, KernelUnavailable, PodTarget
 from weir.proxy.pod import PodSpec
+from weir.proxy.policy.deadlines import Timeouts
 from weir.proxy.policy.eligible import DirectFacts, refusal
 
 log = logging.getLogger("weir.agent")
@@ -59,9 +61,7 @@ class ServedPod:
         try:
             self.listeners.append(netns.listen(spec.netns, spec.listen, spec.data_port))
         except OSError as e:
-            raise OSError(
-                e.errno, f"pod {spec.name}: data port {spec.listen}:{spec.data_port}: {e.strerror}"
-            ) from None
+            raise OSError(e.errno, f"pod {spec.name}: data port: {e.strerror}") from None
 
     def decide(self) -> bool:
         """Open or close the direct port as the facts stand; True when the offer changed."""
@@ -82,7 +82,8 @@ class ServedPod:
             self.attached.close_direct()
         elif self.attached is not None:
             self.attached.open_direct()
-        self.offer = None if self.refused else contract.direct_offer(settings, spec.direct_port)
+        offer = Offer(spec.direct_port, Timeouts.of(settings))
+        self.offer = None if self.refused else str(offer)
         return self.offer != before
 
     def worker_died(self) -> None:
@@ -260,7 +261,9 @@ class Agent:
             async with asyncio.timeout(DRAIN_SECONDS):
                 for event in self._released.values():
                     await event.wait()
-                while any(p.attached and p.attached.counters().in_flight for p in self._pods.values()):
+                while any(
+                    p.attached and p.attached.counters().in_flight for p in self._pods.values()
+                ):
                     await asyncio.sleep(TICK_SECONDS)  # the app answers; nothing tells us when
                 return
         log.warning("drain ended after %.0f s with requests still in flight", DRAIN_SECONDS)
@@ -287,6 +290,8 @@ class Agent:
         for name, pod in self._pods.items():
             if self._shard[name] == shard:
                 pod.worker_died()
+                if pod.draining:  # nothing of it is in flight any more
+                    self._released[name].set()
         self._restarting.add(task := asyncio.create_task(self._restart_worker(shard)))
         task.add_done_callback(self._restarting.discard)
 
@@ -322,9 +327,9 @@ class Agent:
             return
         wanted = min(count, 64) if isinstance(count, int) else 1
         try:
-            sockets = [netns.tcp_socket(pod.spec.netns) for _ in range(wanted)]
-        except OSError as e:
-            log.error("pod %s: can't make sockets in its network namespace: %s", pod.spec.name, e)
+            sockets = netns.run_in(pod.spec.netns, lambda: [socket.socket() for _ in range(wanted)])
+        except OSError:
+            log.exception("pod %s: can't make sockets in its network namespace", pod.spec.name)
             return
         self._tell(pod.spec.name, {"op": "sockets", "pod": pod.spec.name}, sockets)
         for sock in sockets:

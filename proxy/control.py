@@ -1,4 +1,4 @@
-"""The channel between the supervisor and a relay worker: small JSON messages, descriptors beside them.
+"""The channel between the supervisor and a relay worker: JSON messages, descriptors beside them.
 
 Owns the framing (one SOCK_SEQPACKET datagram a message, descriptors by SCM_RIGHTS) and the
 queueing on the event loop. Knows nothing of pods or relays.

@@ -36,7 +36,7 @@ PR_SET_DUMPABLE = 4
 
 
 class Tenant:
-    """One pod in this worker. `foreign` pods live in another netns: their sockets come by channel."""
+    """One pod in this worker. The sockets of a `foreign` pod, in another netns, come by channel."""
 
     def __init__(
         self, name: str, settings: contract.RevisionSettings, foreign: bool, channel: Channel
@@ -52,9 +52,7 @@ class Tenant:
         self._servers: list[asyncio.Server] = []
         self._period = (settings.probe and settings.probe.period) or PROBE_PERIOD_SECONDS
         self._prober = Prober(settings, self._dial)
-        self.relay = Relay(
-            settings, dial=self._dial, prober=self._prober, offer=lambda: self.offer
-        )
+        self.relay = Relay(settings, dial=self._dial, prober=self._prober, offer=lambda: self.offer)
 
     async def serve(self, listeners: list[socket.socket]) -> None:
         """Accept on the listeners and watch the user container's readiness, until cancelled."""
@@ -155,6 +153,8 @@ class Worker:
 
     def _receive(self, message: Message, descriptors: list[int]) -> None:
         sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
+        for sock in sockets:
+            sock.setblocking(False)
         name = message["pod"]
         if message["op"] == "adopt":
             self._adopt(name, message, sockets)
@@ -175,8 +175,6 @@ class Worker:
             task.add_done_callback(self._background.discard)
 
     def _adopt(self, name: str, message: Message, sockets: list[socket.socket]) -> None:
-        for sock in sockets:
-            sock.setblocking(False)
         tenant = Tenant(name, settings_from(message["settings"]), message["foreign"], self._channel)
         self._tenants[name] = (tenant, asyncio.create_task(tenant.serve(sockets)))
 
@@ -228,7 +226,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     # the supervisor decides when to stop; Ctrl-C in a terminal reaches the whole process group
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     # after all imports: an unprivileged uid may not be able to read where Weir is installed
     drop_privileges(args.uid, args.memory)

@@ -62,11 +62,27 @@ def _run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> Non
     )
     add = parser.add_argument
     add("--routes", type=Path, required=True, metavar="FILE", help="which topics go where (YAML)")
-    add("--broker", metavar="URL", help="mqtt://[user:password@]host[:port]; default: one of our own")
+    add(
+        "--broker",
+        metavar="URL",
+        help="mqtt://[user:password@]host[:port]; default: one of our own",
+    )
     add("--port", type=int, default=8080, help="$PORT of the function in its pod (default 8080)")
     add("--no-pod", action="store_true", help="run the function as a plain process, relayed only")
-    add("--devices", type=int, default=0, metavar="N", help="simulate N devices that publish readings")
-    add("--interval", type=float, default=0.1, metavar="S", help="seconds between readings of a device")
+    add(
+        "--devices",
+        type=int,
+        default=0,
+        metavar="N",
+        help="simulate N devices that publish readings",
+    )
+    add(
+        "--interval",
+        type=float,
+        default=0.1,
+        metavar="S",
+        help="seconds between readings of a device",
+    )
     add("--for", type=float, default=0.0, dest="seconds", metavar="S", help="stop after S seconds")
     add("--verify", metavar="PATH", help='compare counts with the function\'s {"events": N} there')
     add("--json", action="store_true", help="one JSON object a line instead of the live view")

@@ -57,7 +57,14 @@ async def start(url: str | None, directory: Path, output: Print) -> Broker:
     elif importlib.util.find_spec("amqtt") is not None:
         configuration = directory / "amqtt.yaml"
         configuration.write_text(_amqtt(port))
-        command = [sys.executable, "-P", "-m", "amqtt.scripts.broker_script", "-c", str(configuration)]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "amqtt.scripts.broker_script",
+            "-c",
+            str(configuration),
+        ]
         version, note = "3.1.1", "amqtt (pure Python; speaks MQTT 3.1.1 only), started for this run"
     else:
         raise BrokerError(

@@ -184,7 +184,9 @@ def _try(pod: LocalPod, attached: AttachedPod) -> str:
             server.kill()
     if counted != 1:
         raise OSError(f"the kernel counted {counted} requests instead of 1")
-    return f"a connection was steered to 127.0.0.1:{USER_PORT} (HTTP {status}) and its request counted"
+    return (
+        f"a connection was steered to 127.0.0.1:{USER_PORT} (HTTP {status}) and its request counted"
+    )
 
 
 CHECKS: tuple[Callable[[], Finding], ...] = (

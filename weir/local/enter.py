@@ -18,7 +18,9 @@ PR_SET_PDEATHSIG = 1
 def main(argv: list[str]) -> int:
     """Exits 127 when the command doesn't exist, 126 when it can't be started."""
     parser = argparse.ArgumentParser(prog="weir-enter")
-    parser.add_argument("--parent", type=int, required=True, help="pid of the weir run we belong to")
+    parser.add_argument(
+        "--parent", type=int, required=True, help="pid of the weir run we belong to"
+    )
     parser.add_argument("--netns", type=Path)
     parser.add_argument("--cgroup", type=Path)
     parser.add_argument("command", nargs="+")

@@ -1,4 +1,4 @@
-"""A pod on this machine: a network namespace, a veth pair and a cgroup, as Kubernetes would give it.
+"""A pod on this machine: a network namespace, a veth pair and a cgroup, as on Kubernetes.
 
 Owns their making and removal, and the sweep of what a killed run left behind. Needs root; without
 it `weir run` starts the function as a plain process (`PlainProcess`).
@@ -40,12 +40,16 @@ class LocalPod:
     def make(cls) -> "LocalPod":
         """Make a pod named after this process. Raises LocalPodError; leaves nothing behind then."""
         if os.geteuid() != 0:
-            raise LocalPodError("not root: run it with sudo for a pod of its own and the direct path")
+            raise LocalPodError(
+                "not root: run it with sudo for a pod of its own and the direct path"
+            )
         if shutil.which("ip") is None:
             raise LocalPodError("the `ip` command is missing: apt-get install iproute2")
         mount = cgroup2_mount()
         if mount is None:
-            raise LocalPodError("no cgroup v2 is mounted: mount -t cgroup2 none /sys/fs/cgroup/unified")
+            raise LocalPodError(
+                "no cgroup v2 is mounted: mount -t cgroup2 none /sys/fs/cgroup/unified"
+            )
         sweep(mount)
         name = f"{PREFIX}{os.getpid()}"
         host, inside = _free_addresses()

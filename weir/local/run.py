@@ -25,7 +25,7 @@ from weir.local import view as views
 from weir.local.children import Child, cpu_seconds
 from weir.local.pod import LocalPod, LocalPodError
 from weir.local.sample import Sample, Sampler
-from weir.proxy import contract
+from weir.proxy.wire.client import HttpClient, TransportError
 from weir.proxy.wire.status import read_status
 
 SAMPLE_SECONDS = 0.5
@@ -118,7 +118,10 @@ class LocalRun:
         await self._start_agent(undo)
         await self._start_function()
         ready = await self._until(
-            stop, lambda: bool(self._agent_status()["pods"][0]["ready"]), self._agent, self._function
+            stop,
+            lambda: bool(self._agent_status()["pods"][0]["ready"]),
+            self._agent,
+            self._function,
         )
         if ready:
             self._function_was_ready = True
@@ -158,7 +161,9 @@ class LocalRun:
                 *("--pods", str(pods), "--status", str(self._tmp / "agent.sock")),
             ]
         )
-        await self._until(asyncio.Event(), lambda: bool(self._agent_status()["workers"]), self._agent)
+        await self._until(
+            asyncio.Event(), lambda: bool(self._agent_status()["workers"]), self._agent
+        )
         status = self._agent_status()
         if status["kernel"] != "ok":
             self._view.note("weir", f"no direct path: {status['kernel']}")
@@ -261,8 +266,14 @@ class LocalRun:
             ("events in", f"{sample.received if published is None else published}"),
             ("delivered", f"{sample.delivered} ({sample.delivered / seconds:.0f} per second)"),
             ("requests", f"{sample.direct_requests} direct, {sample.relayed_requests} relayed"),
-            ("latency, receipt to 2xx", f"p50 {_ms(sample.event_p50)}, p99 {_ms(sample.event_p99)}"),
-            ("latency in the function", f"p50 {_ms(sample.direct_p50)}, p99 {_ms(sample.direct_p99)}"),
+            (
+                "latency, receipt to 2xx",
+                f"p50 {_ms(sample.event_p50)}, p99 {_ms(sample.event_p99)}",
+            ),
+            (
+                "latency in the function",
+                f"p50 {_ms(sample.direct_p50)}, p99 {_ms(sample.direct_p99)}",
+            ),
             ("CPU per event", ", ".join(f"{n} {us:.0f} us" for n, us in per_event.items())),
         ]
         problems = []
@@ -274,12 +285,17 @@ class LocalRun:
                 f"weir quarantine list --quarantine {self._state / 'quarantine.sqlite'}"
             )
         if published is not None and sample.delivered + sample.quarantined < published:
-            problems.append(f"{published - sample.delivered - sample.quarantined} events undelivered")
+            problems.append(
+                f"{published - sample.delivered - sample.quarantined} events undelivered"
+            )
         if claimed is not None:
             agree = claimed == counted
             lines.append(
-                ("counts", f"{counted} by Weir, {claimed} by the function: "
-                           f"{'they agree' if agree else 'THEY DIFFER'}")
+                (
+                    "counts",
+                    f"{counted} by Weir, {claimed} by the function: "
+                    f"{'they agree' if agree else 'THEY DIFFER'}",
+                )
             )
             if not agree:
                 problems.append("the counts differ")
@@ -296,19 +312,16 @@ class LocalRun:
         if self._options.verify is None:
             return None
         host, port = self._function_url.removeprefix("http://").rsplit(":", 1)
+        client = HttpClient(host, int(port))
         try:
-            reader, writer = await asyncio.open_connection(host, int(port))
-            writer.write(
-                f"GET {self._options.verify} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
-                .encode()
-            )
-            answer = await asyncio.wait_for(reader.read(), 10.0)
-            writer.close()
-            count = json.loads(answer.partition(b"\r\n\r\n")[2])["events"]
-        except (OSError, ValueError, KeyError, TypeError, TimeoutError) as e:
+            head = f"GET {self._options.verify} HTTP/1.1\r\nHost: {host}\r\n".encode()
+            count = json.loads((await client.request(head, b"", 10.0)).body)["events"]
+        except (TransportError, ValueError, LookupError, TypeError) as e:
             raise RunError(
                 f'--verify {self._options.verify}: the function must answer {{"events": N}}: {e!r}'
             ) from None
+        finally:
+            await client.close()
         return int(count)
 
     async def _until(
@@ -368,8 +381,10 @@ async def _state_directory(options: RunOptions, tmp: Path) -> AsyncIterator[Path
     """
     home = options.state
     if home is None:
-        root = Path("/var/lib") if os.geteuid() == 0 else Path(
-            os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
+        root = (
+            Path("/var/lib")
+            if os.geteuid() == 0
+            else Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state")
         )
         home = root / "weir"
     key = hashlib.sha256(str(options.routes.resolve()).encode()).hexdigest()[:12]
@@ -378,7 +393,9 @@ async def _state_directory(options: RunOptions, tmp: Path) -> AsyncIterator[Path
         directory.mkdir(parents=True, exist_ok=True)
         lock = (directory / "lock").open("w")
     except OSError as e:
-        raise RunError(f"state directory {directory}: {e.strerror}; choose one with --state") from None
+        raise RunError(
+            f"state directory {directory}: {e.strerror}; choose one with --state"
+        ) from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
