@@ -62,7 +62,9 @@ class Sampler:
         then = self._last or (now, delivered, cpu_adaptor, cpu_agent, integral, at)
         self._last = (now, delivered, cpu_adaptor, cpu_agent, integral, at)
         events = delivered - then[1]
-        sink = adaptor["sinks"][0] if adaptor["sinks"] else {}
+        sinks = adaptor["sinks"]
+        sink = next((s for s in sinks if s["name"] == "function"), sinks[0])
+        blocked = [f"{s['name']} blocked: {s['reason']}" for s in sinks if s["state"] != "up"]
         return Sample(
             seconds=now - self._start,
             received=sum(r["received"] for r in adaptor["routes"]),
@@ -73,8 +75,8 @@ class Sampler:
             events_per_second=events / (now - then[0]) if now > then[0] else 0.0,
             event_p50=adaptor["latency"]["p50"],
             event_p99=adaptor["latency"]["p99"],
-            session=sink.get("session", "connecting"),
-            path=sink.get("path", ""),
+            session="; ".join([sink["session"], *blocked]),
+            path=sink["path"],
             reason=direct["reason"],
             direct_connections=direct.get("connections", 0),
             direct_open_connections=direct.get("open_connections", 0),
