@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import contextlib
 import ctypes
+import encodings.idna  # noqa: F401  getaddrinfo's, which no longer finds it later: see main()
 import os
 import resource
 import signal

@@ -13,6 +13,14 @@ import pytest
 from tests.local.conftest import EXAMPLE, ROOT, Run, Starter, left_behind
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="a pod of its own needs root")
+# somebody without rights, who may still read where the tests' Python is installed
+NOBODY = (
+    *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"),
+    *("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"),
+)
+needs_setpriv = pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("setpriv") is None, reason="becoming nobody needs root"
+)
 FLEET = ("--devices", "5", "--interval", "0.02")
 
 
@@ -28,8 +36,9 @@ def test_every_event_arrives_over_the_direct_path_and_all_counts_agree(weir_run:
     assert ended(run) == 0
     assert summary["published"] > 100
     assert summary["delivered"] == summary["published"] == summary["function_count"]
-    assert summary["direct_requests"] == summary["published"]
-    assert summary["relayed_requests"] == 0
+    # the very first go through the relay, while the pod is being asked for its direct port
+    assert summary["direct_requests"] + summary["relayed_requests"] == summary["published"]
+    assert summary["direct_requests"] > 0.9 * summary["published"]
     assert summary["path"] == "direct"
     assert left_behind(run.process.pid) == []
 
@@ -57,7 +66,8 @@ def test_a_go_function_listens_by_mptcp_and_is_steered_all_the_same(
     run = weir_run(*FLEET, "--for", "4", "--verify", "/count", command=(str(binary),))
     summary = run.summary()
     assert summary["problems"] == [], run.notes.read_text()
-    assert summary["direct_requests"] == summary["function_count"] == summary["published"]
+    assert summary["counted"] == summary["function_count"] == summary["published"]
+    assert summary["direct_requests"] > 0.9 * summary["published"]
 
 
 @needs_root
@@ -155,16 +165,31 @@ def test_the_doctor_steers_a_connection_and_counts_it() -> None:
     assert result.returncode == 0
 
 
-def test_the_doctor_without_root_names_the_fix(tmp_path: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("runs as root only, to be somebody else")
-    code = (
-        "import os, sys; from weir.local import doctor; import weir.proxy.kernel; "
-        "os.setuid(65534); sys.exit(doctor.doctor(as_json=False))"
+@needs_setpriv
+def test_the_doctor_without_root_names_the_fix() -> None:
+    result = subprocess.run(
+        [*NOBODY, sys.executable, "-P", "-m", "weir", "doctor"], capture_output=True, text=True
     )
-    result = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
     assert result.returncode == 1, result.stderr
     assert "sudo weir" in result.stdout
+
+
+@needs_setpriv
+def test_an_ordinary_user_gets_every_event_through_the_relay(tmp_path: Path) -> None:
+    os.chown(tmp_path, 65534, 65534)
+    result = subprocess.run(
+        [
+            *(*NOBODY, sys.executable, "-P", "-m", "weir", "run", "--json", "--verify", "/count"),
+            *("--routes", str(EXAMPLE / "routes.yaml"), "--state", str(tmp_path / "state")),
+            *(*FLEET, "--for", "3", "--", sys.executable, str(EXAMPLE / "function.py")),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "not root" in result.stderr
+    summary = json.loads(result.stdout.splitlines()[-1])["summary"]
+    assert summary["relayed_requests"] == summary["published"] == summary["function_count"] > 0
 
 
 def test_signals_before_the_start_is_over_end_it_cleanly(weir_run: Starter) -> None:

@@ -108,7 +108,7 @@ def _mosquitto(port: int, directory: Path) -> str:
     return (
         f"listener {port} 127.0.0.1\nallow_anonymous true\n{user}"
         f"persistence true\npersistence_location {directory}/\nautosave_interval 60\n"
-        "max_queued_messages 0\nlog_dest stderr\nlog_type error\nlog_type warning\n"
+        "max_queued_messages 0\nlog_dest stderr\nlog_type error\n"
     )
 
 
