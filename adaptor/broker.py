@@ -33,9 +33,6 @@ FIRST_BACKOFF, LONGEST_BACKOFF = 0.25, 30.0
 STEADY = 10.0
 """Seconds that a connection must have lasted for the next backoff to start from the beginning."""
 
-HANDSHAKE = 10.0
-"""Seconds for each of TCP and TLS, CONNACK, SUBACK."""
-
 
 class BrokerError(Exception):
     """The broker can't be used right now; str() says which, why and what to do."""
@@ -43,6 +40,10 @@ class BrokerError(Exception):
 
 class WrongVersion(BrokerError):
     """The broker does not speak the protocol version that we asked for."""
+
+
+class Silence(BrokerError):
+    """The broker took our CONNECT and says nothing; some do when they don't know the version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +104,14 @@ class Subscription:
 
 @dataclass(frozen=True, slots=True)
 class SessionSettings:
-    """`expiry`: seconds that the broker keeps the session while we are away (MQTT 5 only)."""
+    """Times in seconds. `expiry`: how long the broker keeps the session while we are away (MQTT 5
+    only). `handshake`: for each of TCP and TLS, CONNACK, SUBACK."""
 
     client_id: str
     receive_maximum: int = 256
     keep_alive: int = 30
     expiry: int = 7 * 24 * 3600
+    handshake: float = 5.0
 
 
 class Session(abc.ABC):
@@ -130,15 +133,17 @@ class Session(abc.ABC):
         self._line: AckLine[PublishPacket] = AckLine()
         self._flush_planned = False
         self._closing = asyncio.Event()
+        self._ever_connected = False
         self.connected = False
         self.since = time.time()
         self.error: str | None = None
         self.refused: dict[str, str] = {}
         self.reconnects = 0
 
-    async def run(self) -> None:
-        """Connect, and reconnect after every loss, until `close()`. Raises WrongVersion at the
-        first connection only; every other trouble is shown in `error` and tried again."""
+    async def run(self, *, tentative: bool = False) -> None:
+        """Connect, and reconnect after every loss, until `close()`. Raises WrongVersion, and
+        Silence as long as it was never connected and `tentative`; every other trouble is shown in
+        `error` and tried again."""
         attempt = 0
         while not self._closing.is_set():
             started = asyncio.get_running_loop().time()
@@ -147,6 +152,8 @@ class Session(abc.ABC):
             except WrongVersion:
                 raise
             except BrokerError as error:
+                if tentative and not self._ever_connected and isinstance(error, Silence):
+                    raise
                 self.error = str(error)
                 if not self._closing.is_set():
                     log.warning("%s", error)
@@ -193,8 +200,16 @@ class Session(abc.ABC):
     def _up(self, granted: dict[str, str]) -> None:
         """Connected and subscribed; `granted` maps a filter to why the broker refused it."""
         self.connected, self.since, self.error, self.refused = True, time.time(), None, granted
+        self._ever_connected = True
         for pattern, reason in granted.items():
             log.error("%s refuses the subscription to `%s`: %s", self.broker, pattern, reason)
+
+    def _lost(self, why: str) -> BrokerError:
+        """For a connection that ended without a word from the broker."""
+        return BrokerError(
+            f"the broker {self.broker} closed the connection{why}; if it goes on doing so, "
+            f"see whether another client uses the client id {self.settings.client_id}"
+        )
 
     def _down(self) -> None:
         if self.connected:

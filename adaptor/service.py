@@ -9,14 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from weir.adaptor import sinks
-from weir.adaptor.broker import Broker, Session, SessionSettings, Subscription, WrongVersion, log
+from weir.adaptor.broker import (
+    Broker,
+    Session,
+    SessionSettings,
+    Silence,
+    Subscription,
+    WrongVersion,
+    log,
+)
 from weir.adaptor.delivery import Flow, Pipeline
 from weir.adaptor.mapping import Mapper
 from weir.adaptor.quarantine import BOUND, Quarantine, QuarantineWriter
@@ -99,15 +108,22 @@ class Lane:
         return session
 
     async def run(self) -> None:
-        """Until `stop()`. Raises WrongVersion when the broker can't speak what was asked for."""
-        try:
-            await self.session.run()
-        except WrongVersion as error:
-            if self._config.protocol != "auto":
-                raise
-            log.warning("%s: going on with 3.1.1", error)
-            self.session = self._new_session(Session311)
-            await self.session.run()
+        """Until `stop()`. Raises WrongVersion when the broker can't speak what was asked for.
+
+        `auto`: 5 first; a broker that refuses it gets 3.1.1, and one that is silent gets the two
+        in turn until it says something.
+        """
+        tentative = self._config.protocol == "auto"
+        kinds: Iterator[type[Session5 | Session311]] = itertools.cycle((Session311, Session5))
+        while True:
+            try:
+                return await self.session.run(tentative=tentative)
+            except (WrongVersion, Silence) as error:
+                kind = next(kinds)
+                if not tentative or (isinstance(error, WrongVersion) and kind is Session5):
+                    raise
+                log.warning("%s Trying MQTT %s.", error, kind.protocol)
+            self.session = self._new_session(kind)
 
     async def stop(self, seconds: float) -> None:
         """Deliver what was received, acknowledge it, leave. What is not delivered by then is not

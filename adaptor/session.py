@@ -8,17 +8,15 @@ MQTT's own Receive Maximum: the broker never has more unacknowledged messages ou
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TypeVar, cast
 
 import mqtt5
 
 from weir.adaptor.broker import (
-    HANDSHAKE,
-    Broker,
     BrokerError,
     Session,
-    SessionSettings,
+    Silence,
     WrongVersion,
 )
 
@@ -64,9 +62,9 @@ class Session5(Session):
 
     async def _connect_and_serve(self) -> None:
         loop = asyncio.get_running_loop()
-        connection = _Connection(self.broker, self.settings, self._arrived, self._line.session_lost)
+        connection = _Connection(self)
         try:
-            async with asyncio.timeout(HANDSHAKE):
+            async with asyncio.timeout(self.settings.handshake):
                 context = self.broker.ssl_context()
                 await loop.create_connection(
                     lambda: connection, self.broker.host, self.broker.port, ssl=context
@@ -131,23 +129,17 @@ class Session5(Session):
 class _Connection(asyncio.Protocol):
     """One TCP or TLS connection: frames in, packets out, and a watchdog over both."""
 
-    def __init__(
-        self,
-        broker: Broker,
-        settings: SessionSettings,
-        arrived: Callable[[mqtt5.PublishPacket], None],
-        session_lost: Callable[[], None],
-    ) -> None:
+    def __init__(self, session: Session5) -> None:
         self._loop = asyncio.get_running_loop()
-        self._broker, self._settings = broker, settings
-        self._arrived, self._session_lost = arrived, session_lost
+        self._session, self._settings, self._broker = session, session.settings, session.broker
+        self._arrived = session._arrived
         self._transport: asyncio.Transport | None = None
         self._rest = bytearray()
         self._connack: asyncio.Future[mqtt5.ConnAckPacket] = self._loop.create_future()
         self._subacks: dict[int, asyncio.Future[mqtt5.SubAckReasonCode]] = {}
         self.lost: asyncio.Future[None] = self._loop.create_future()
         self.can_number_subscriptions = True
-        self._keep_alive = float(settings.keep_alive)
+        self._keep_alive = float(session.settings.keep_alive)
         self._heard = self._said = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
         self._reading = True
@@ -203,14 +195,14 @@ class _Connection(asyncio.Protocol):
         return start
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._end(f"closed the connection{f': {exc}' if exc else ''}")
+        self._fail(self._session._lost(f": {exc}" if exc else ""))
 
     # --- packets ---
 
     def _dispatch(self, packet: mqtt5.Packet) -> None:
         if isinstance(packet, mqtt5.ConnAckPacket):
             if not packet.session_present:
-                self._session_lost()
+                self._session._line.session_lost()
             if not self._connack.done():
                 self._connack.set_result(packet)
         elif isinstance(packet, mqtt5.SubAckPacket):
@@ -255,14 +247,16 @@ class _Connection(asyncio.Protocol):
     async def answered(self, answer: asyncio.Future[T], name: str) -> T:
         """The answer, unless the connection ends or the broker keeps silent."""
         await asyncio.wait(
-            (answer, self.lost), timeout=HANDSHAKE, return_when=asyncio.FIRST_COMPLETED
+            (answer, self.lost),
+            timeout=self._settings.handshake,
+            return_when=asyncio.FIRST_COMPLETED,
         )
         if answer.done():
             return answer.result()
         answer.cancel()
         if self.lost.done():
             self.lost.result()
-        raise BrokerError(f"the broker {self._broker} sends no {name}; is it an MQTT broker?")
+        raise Silence(f"the broker {self._broker} sends no {name}; does it speak MQTT 5?")
 
     # --- keep-alive ---
 
@@ -295,12 +289,15 @@ class _Connection(asyncio.Protocol):
             return
         self.write(mqtt5.DisconnectPacket().write())
         self._transport.close()
-        await asyncio.wait((self.lost,), timeout=HANDSHAKE)
+        await asyncio.wait((self.lost,), timeout=self._settings.handshake)
 
     def _end(self, reason: str) -> None:
+        self._fail(BrokerError(f"the broker {self._broker} {reason}"))
+
+    def _fail(self, error: BrokerError) -> None:
         """The first reason wins; what is to be acknowledged dies with the connection."""
         if not self.lost.done():
-            self.lost.set_exception(BrokerError(f"the broker {self._broker} {reason}"))
+            self.lost.set_exception(error)
             self.lost.exception()
         self.abort()
 

@@ -21,7 +21,7 @@ import mqtt5
 import paho.mqtt.client as paho
 from aiomqtt.exceptions import MqttConnectError
 
-from weir.adaptor.broker import HANDSHAKE, BrokerError, Session
+from weir.adaptor.broker import BrokerError, Session, Silence
 
 _QOS = (mqtt5.QoS.AT_MOST_ONCE, mqtt5.QoS.AT_LEAST_ONCE)
 
@@ -43,7 +43,7 @@ class Session311(Session):
                 self._up(await self._subscribe(client))
                 await self._until_the_end(client)
         except aiomqtt.MqttError as error:
-            raise BrokerError(self._explain(error)) from error
+            raise self._explain(error) from error
         except OSError as error:
             raise BrokerError(f"can't read the CA file {self.broker.ca}: {error}") from error
         finally:
@@ -61,22 +61,24 @@ class Session311(Session):
             protocol=aiomqtt.ProtocolVersion.V311,
             clean_session=False,
             keepalive=self.settings.keep_alive,
-            timeout=HANDSHAKE,
+            timeout=self.settings.handshake,
             tls_context=broker.ssl_context(),
         )
         client._client.manual_ack_set(True)
         client._client.on_message = self._on_message
         return client
 
-    def _explain(self, error: aiomqtt.MqttError) -> str:
+    def _explain(self, error: aiomqtt.MqttError) -> BrokerError:
         if isinstance(error, MqttConnectError):
-            return (
+            return BrokerError(
                 f"the broker {self.broker} refuses the session: {error}; "
                 "check the user and password in the broker URL, and the client id prefix"
             )
-        if self.connected:
-            return f"the broker {self.broker} closed the connection: {error.__cause__ or error}"
-        return (
+        if self._client is not None:
+            return self._lost(f": {error.__cause__ or error}")
+        if str(error) == "Operation timed out":
+            return Silence(f"the broker {self.broker} sends no CONNACK; is it an MQTT broker?")
+        return BrokerError(
             f"can't reach the broker {self.broker}: {error}; "
             "check the broker URL and that the broker runs"
         )

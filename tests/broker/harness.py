@@ -1,0 +1,311 @@
+"""What the broker tests stand on: a real mosquitto, a scripted HTTP sink, a running adaptor."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiomqtt
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from weir.adaptor.routes import parse
+from weir.adaptor.service import Adaptor, AdaptorConfig
+
+PATIENCE = 30.0
+"""Seconds until a condition that should come true counts as a failure. Proves no speed."""
+
+
+async def until(condition: Callable[[], Any], what: str) -> None:
+    """Return when the condition holds; fail, saying what did not happen, when it never does."""
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while not condition():
+                await asyncio.sleep(0.005)
+    except TimeoutError:
+        raise AssertionError(f"never happened: {what}") from None
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+# --- the broker -----------------------------------------------------------------------------------
+
+
+def mosquitto_binary() -> str | None:
+    return shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+
+
+class Mosquitto:
+    """One broker process after another on the same port and the same persistent state."""
+
+    def __init__(self, folder: Path, extra: str = "allow_anonymous true\n") -> None:
+        self.port = free_port()
+        self.url = f"mqtt://127.0.0.1:{self.port}"
+        self._folder = folder
+        self._log = folder / "mosquitto.log"
+        self._configuration = folder / "mosquitto.conf"
+        self._process: asyncio.subprocess.Process | None = None
+        user = "user root\n" if os.geteuid() == 0 else ""
+        self._configuration.write_text(
+            f"listener {self.port} 127.0.0.1\npersistence true\n"
+            f"persistence_location {folder}/\nlog_type all\nmax_queued_messages 0\n{user}{extra}"
+        )
+
+    async def start(self) -> None:
+        binary = mosquitto_binary()
+        assert binary is not None
+        with self._log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *(binary, "-c", str(self._configuration)), stdout=log, stderr=log
+            )
+        async with asyncio.timeout(PATIENCE):
+            while not await self._accepts():
+                assert self._process.returncode is None, self._log.read_text()
+                await asyncio.sleep(0.01)
+
+    async def _accepts(self) -> bool:
+        with contextlib.suppress(OSError):
+            _, writer = await asyncio.open_connection("127.0.0.1", self.port)
+            writer.close()
+            return True
+        return False
+
+    async def stop(self) -> None:
+        """SIGTERM: it saves its sessions."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.terminate()
+            await self._process.wait()
+
+    def subscribed(self, client: str) -> bool:
+        return f"Sending SUBACK to {client}" in self._log.read_text()
+
+    def pubacks(self, client: str) -> list[int]:
+        """Packet ids that the broker got acknowledged by this client, in order."""
+        found = re.findall(
+            rf"Received PUBACK from {re.escape(client)} \(Mid: (\d+)", self._log.read_text()
+        )
+        return [int(each) for each in found]
+
+    def publishes(self, client: str) -> list[tuple[int, str]]:
+        """Packet id and topic of what the broker sent this client, in order."""
+        found = re.findall(
+            rf"Sending PUBLISH to {re.escape(client)} \(d\d, q\d, r\d, m(\d+), '([^']*)'",
+            self._log.read_text(),
+        )
+        return [(int(each), topic) for each, topic in found]
+
+    async def publish(
+        self, messages: Sequence[tuple[str, bytes]], *, qos: int = 1, **more: Any
+    ) -> None:
+        await publish(self.port, messages, qos=qos, **more)
+
+
+def properties(content_type: str | None = None, **user: str) -> Properties:
+    """Of a PUBLISH; `user`: its user properties."""
+    made = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    if content_type is not None:
+        made.ContentType = content_type
+    if user:
+        made.UserProperty = list(user.items())
+    return made
+
+
+async def publish(
+    port: int,
+    messages: Sequence[tuple[str, bytes]],
+    *,
+    qos: int = 1,
+    version: aiomqtt.ProtocolVersion = aiomqtt.ProtocolVersion.V5,
+    **more: Any,
+) -> None:
+    """Returns when the broker has taken them all (QoS 1 and 2) or they are written (QoS 0)."""
+    async with aiomqtt.Client("127.0.0.1", port, protocol=version) as client:
+        for topic, payload in messages:
+            await client.publish(topic, payload, qos, **more)
+
+
+# --- the sink -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def id(self) -> str:
+        return self.headers["ce-id"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`hang`: never answer. `cut`: close in the middle of the answer."""
+
+    status: int = 204
+    headers: tuple[str, ...] = ()
+    body: bytes = b""
+    hang: bool = False
+    cut: bool = False
+
+
+Script = Callable[[Request], Awaitable[Answer] | Answer]
+
+
+def accept(_: Request) -> Answer:
+    return Answer()
+
+
+@dataclass
+class Sink:
+    """A raw HTTP/1.1 server that does what its script says. `taken`: what was answered 2xx."""
+
+    script: Script = accept
+    requests: list[Request] = field(default_factory=list)
+    taken: list[Request] = field(default_factory=list)
+    port: int = 0
+    _server: asyncio.Server | None = None
+    _writers: set[asyncio.StreamWriter] = field(default_factory=set)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/events"
+
+    @property
+    def bodies(self) -> list[bytes]:
+        return [request.body for request in self.taken]
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        """Refuses new connections and resets those that are open."""
+        if self._server is not None:
+            self._server.close()
+            for writer in self._writers:
+                writer.transport.abort()
+            self._server = None
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        try:
+            while True:
+                request = await _read(reader)
+                self.requests.append(request)
+                answer = self.script(request)
+                if not isinstance(answer, Answer):
+                    answer = await answer
+                if answer.hang:
+                    await asyncio.Event().wait()
+                if 200 <= answer.status <= 299 and not answer.cut:
+                    self.taken.append(request)
+                head = [f"HTTP/1.1 {answer.status} X", *answer.headers]
+                if answer.status != 204:
+                    head.append(f"Content-Length: {len(answer.body) + 100 * answer.cut}")
+                writer.write("\r\n".join([*head, "", ""]).encode() + answer.body)
+                await writer.drain()
+                if answer.cut:
+                    return
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            self._writers.discard(writer)
+            writer.close()
+
+
+async def _read(reader: asyncio.StreamReader) -> Request:
+    head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")[1:-2]
+    headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in head)}
+    return Request(headers, await reader.readexactly(int(headers["content-length"])))
+
+
+# --- the adaptor ----------------------------------------------------------------------------------
+
+
+def routes(*entries: str) -> str:
+    """A routes file of flow mappings, one per entry: `filter: a/#, sink: URL, ...`."""
+    return "routes:\n" + "".join(f"  - {{{entry}}}\n" for entry in entries)
+
+
+QUICK = "delivery: {retry: 3, backoffDelay: PT0.02S, timeout: PT10S}"
+
+
+class Running:
+    """An adaptor in this process."""
+
+    def __init__(self, config: AdaptorConfig) -> None:
+        self.adaptor = Adaptor(config)
+        self._stop = asyncio.Event()
+        self._task = asyncio.create_task(self.adaptor.run(self._stop))
+
+    async def stop(self) -> None:
+        self._stop.set()
+        await self._task
+
+    def route(self, name: str) -> dict[str, Any]:
+        status: Any = self.adaptor.snapshot()
+        return next(route for route in status["routes"] if route["name"] == name)
+
+    def sink(self, name: str) -> dict[str, Any]:
+        status: Any = self.adaptor.snapshot()
+        return next(sink for sink in status["sinks"] if sink["name"] == name)
+
+    async def connected(self) -> None:
+        status: Any = self.adaptor.snapshot
+        await until(lambda: all(s["connected"] for s in status()["sinks"]), "connected")
+
+
+@contextlib.asynccontextmanager
+async def adaptor(
+    broker: str, text: str, folder: Path, *, connected: bool = True, **more: Any
+) -> AsyncIterator[Running]:
+    more.setdefault("stop_within", 5.0)
+    config = AdaptorConfig(broker, parse(text), folder / "quarantine.db", **more)
+    running = Running(config)
+    try:
+        if connected:
+            await running.connected()
+        yield running
+    finally:
+        await running.stop()
+
+
+class AdaptorProcess:
+    """`weir adaptor` as a process that can be killed."""
+
+    def __init__(self, broker: str, text: str, folder: Path, *options: str) -> None:
+        (folder / "routes.yaml").write_text(text)
+        self._command = [
+            *(sys.executable, "-P", "-m", "weir", "adaptor", "--broker", broker),
+            *("--routes", str(folder / "routes.yaml")),
+            *("--quarantine", str(folder / "quarantine.db"), *options),
+        ]
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        self._process = await asyncio.create_subprocess_exec(*self._command)
+
+    async def kill(self) -> None:
+        await self._end(signal.SIGKILL)
+
+    async def stop(self) -> int:
+        return await self._end(signal.SIGTERM)
+
+    async def _end(self, number: signal.Signals) -> int:
+        assert self._process is not None
+        if self._process.returncode is None:
+            self._process.send_signal(number)
+        return await self._process.wait()
