@@ -158,6 +158,7 @@ class WorkerProcess:
 
     def __init__(self, receive: Callable[[Message], None], ended: Callable[[], None]) -> None:
         self.pid = 0
+        self.serving = False  # it has dropped its privileges and said so
         self._receive = receive
         self._ended = ended
         self._channel: Channel | None = None
@@ -197,6 +198,7 @@ class WorkerProcess:
     def _message(self, message: Message, descriptors: list[int]) -> None:
         for descriptor in descriptors:  # a worker has nothing to hand us
             os.close(descriptor)
+        self.serving = True
         self._receive(message)
 
 
@@ -241,7 +243,7 @@ class Agent:
         """The status of the agent: its processes, the kernel, every pod."""
         return {
             "supervisor": os.getpid(),
-            "workers": [w.pid for w in self._workers if w is not None],
+            "workers": [w.pid for w in self._workers if w is not None and w.serving],
             "kernel": self._no_kernel or "ok",
             "pods": [pod.snapshot() for pod in self._pods.values()],
         }
