@@ -25,7 +25,10 @@ from weir.proxy.policy.eligible import DirectFacts, refusal
 
 log = logging.getLogger("weir.agent")
 
-TICK_SECONDS = 0.25
+# how soon a change of listeners is noticed (another kind after a restart); what matters at once,
+# a dead app or a container that became ready, needs no tick
+TICK_SECONDS = 1.0
+DRAIN_TICK_SECONDS = 0.1
 RESTART_SECONDS = 0.2
 DRAIN_SECONDS = 30.0
 # a number of its own, above the ranges that distributions and systemd hand out
@@ -66,6 +69,7 @@ class ServedPod:
     def decide(self) -> bool:
         """Open or close the direct port as the facts stand; True when the offer changed."""
         spec, settings = self.spec, self.spec.settings
+        listener = self._steerable()  # first: it may find that the kernel can't
         self.refused = refusal(
             DirectFacts(
                 container_concurrency=settings.container_concurrency,
@@ -73,7 +77,7 @@ class ServedPod:
                 direct_port=spec.direct_port,
                 ready=self.ready,
                 draining=self.draining,
-                listener=self.attached is not None and self.attached.steering() != "none",
+                listener=listener,
                 kernel=self.no_kernel,
             )
         )
@@ -146,11 +150,22 @@ class ServedPod:
             )
             self.attached.adopt_listeners()
         except (KernelUnavailable, OSError) as e:
-            self.no_kernel = str(e)
-            log.warning("pod %s is relayed only: %s", spec.name, e)
-            if self.attached is not None:
-                self.attached.detach()
-                self.attached = None
+            self._relay_only(e)
+
+    def _steerable(self) -> bool:
+        try:
+            return self.attached is not None and self.attached.steering() != "none"
+        except (KernelUnavailable, OSError) as e:
+            self._relay_only(e)
+            return False
+
+    def _relay_only(self, error: Exception) -> None:
+        """Every doubt ends in the relay, for as long as this agent runs."""
+        self.no_kernel = str(error)
+        log.warning("pod %s is relayed only: %s", self.spec.name, error)
+        if self.attached is not None:
+            self.attached.detach()
+            self.attached = None
 
 
 class WorkerProcess:
@@ -249,15 +264,18 @@ class Agent:
         }
 
     def _tick(self) -> None:
-        for name, pod in self._pods.items():
-            if pod.decide():
-                self._tell(name, {"op": "offer", "pod": name, "value": pod.offer})
+        for pod in self._pods.values():
+            self._decide(pod)
+
+    def _decide(self, pod: ServedPod) -> None:
+        if pod.decide():
+            name = pod.spec.name
+            self._tell(name, {"op": "offer", "pod": name, "value": pod.offer})
 
     async def _drain(self) -> None:
         for name, pod in self._pods.items():
             pod.draining = True
-            pod.decide()
-            self._tell(name, {"op": "offer", "pod": name, "value": None})
+            self._decide(pod)
             self._tell(name, {"op": "release", "pod": name})
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_SECONDS):
@@ -266,7 +284,9 @@ class Agent:
                 while any(
                     p.attached and p.attached.counters().in_flight for p in self._pods.values()
                 ):
-                    await asyncio.sleep(TICK_SECONDS)  # the app answers; nothing tells us when
+                    await asyncio.sleep(
+                        DRAIN_TICK_SECONDS
+                    )  # the app answers; nothing tells us when
                 return
         log.warning("drain ended after %.0f s with requests still in flight", DRAIN_SECONDS)
 
@@ -317,6 +337,7 @@ class Agent:
             return
         if operation == "ready":
             pod.ready = message.get("ready") is True
+            self._decide(pod)
         elif operation == "report" and isinstance(message.get("counters"), dict):
             pod.relayed = message["counters"]
         elif operation == "need":

@@ -45,6 +45,7 @@ class Tenant:
         self.name = name
         self.offer: str | None = None
         self.ready = False
+        self._reported: tuple[int, ...] = ()
         self._foreign = foreign
         self._channel = channel
         self._stock: deque[socket.socket] = deque()
@@ -86,6 +87,14 @@ class Tenant:
                 future.set_result(self._stock.popleft())
         if self._waiting:
             self._ask()
+
+    def report(self) -> None:
+        """Tell the counters, if anything happened since the last time."""
+        counters = self.relay.counters()
+        now = (counters.requests, counters.in_flight, counters.connections, counters.probes)
+        if counters.in_flight or now != self._reported:
+            self._reported = now
+            self._channel.send({"op": "report", "pod": self.name, "counters": asdict(counters)})
 
     def _ask(self) -> None:
         if not self._asked:
@@ -142,15 +151,7 @@ class Worker:
         for name, (tenant, task) in self._tenants.items():
             if task.done() and not task.cancelled() and task.exception() is not None:
                 raise RuntimeError(f"pod {name}: its relay failed") from task.exception()
-            self._channel.send(self._counters(tenant))
-
-    @staticmethod
-    def _counters(tenant: Tenant) -> Message:
-        return {
-            "op": "report",
-            "pod": tenant.name,
-            "counters": asdict(tenant.relay.counters()),
-        }
+            tenant.report()
 
     def _receive(self, message: Message, descriptors: list[int]) -> None:
         sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
@@ -184,7 +185,7 @@ class Worker:
         await tenant.release()
         task.cancel()
         await asyncio.wait([task])
-        self._channel.send(self._counters(tenant))
+        tenant.report()
         self._channel.send({"op": "released", "pod": name})
         del self._tenants[name]
 

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Protocol, TextIO
 
+from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -110,7 +111,7 @@ class LiveView:
         self._live.console.print(Text(f"{source:>8} | ", style="dim") + Text(line))
 
     def show(self, sample: Sample) -> None:
-        self._live.update(Group(_table(sample), Text("Ctrl-C drains and stops", style="dim")))
+        self._live.update(Group(*_tables(sample), Text("Ctrl-C drains and stops", style="dim")))
 
     def summary(self, lines: list[tuple[str, str]], facts: dict[str, Any]) -> None:
         self._live.stop()
@@ -132,27 +133,32 @@ def line(s: Sample) -> str:
     )
 
 
-def _table(s: Sample) -> Table:
-    table = Table(title=f"weir run, {s.seconds:.0f} s", title_justify="left", expand=False)
-    for name in ("", "connections", "requests", "in flight", "concurrency", "p50", "p99"):
-        table.add_column(name, justify="left" if not name else "right")
-    direct = "direct (kernel)" if not s.reason else f"direct: {s.reason}"
-    table.add_row(
-        *(direct, f"{s.direct_open_connections} of {s.direct_connections}"),
+def _tables(s: Sample) -> list[Table | Text]:
+    paths = _grid("", "connections", "requests", "in flight", "concurrency", "p50", "p99")
+    paths.add_row(
+        *("direct (kernel)", f"{s.direct_open_connections} open, {s.direct_connections} in all"),
         *(str(s.direct_requests), str(s.direct_in_flight), f"{s.direct_concurrency:.2f}"),
         *(_ms(s.direct_p50), _ms(s.direct_p99)),
     )
-    table.add_row("relayed", "", str(s.relayed_requests), str(s.relayed_in_flight), "", "", "")
-    table.add_section()
-    table.add_row(
-        *(f"events: {s.events_per_second:.0f}/s, {s.session}", ""),
-        *(str(s.delivered), str(s.unacknowledged), "", _ms(s.event_p50), _ms(s.event_p99)),
+    paths.add_row(*("relayed", "", str(s.relayed_requests), str(s.relayed_in_flight), "", "", ""))
+    events = _grid(
+        "", "per second", "delivered", "unacknowledged", "retried", "quarantined", "p50", "p99"
     )
-    table.add_row(f"retried {s.retried}, quarantined {s.quarantined}", *[""] * 6)
-    table.add_row(
-        f"CPU per event: adaptor {s.adaptor_cpu_us:.0f} us, agent {s.agent_cpu_us:.0f} us",
-        *[""] * 6,
+    events.add_row(
+        *("events", f"{s.events_per_second:.0f}", str(s.delivered), str(s.unacknowledged)),
+        *(str(s.retried), str(s.quarantined), _ms(s.event_p50), _ms(s.event_p99)),
     )
+    cpu = f"CPU per event: adaptor {s.adaptor_cpu_us:.0f} us, agent {s.agent_cpu_us:.0f} us"
+    lines = [f"{s.seconds:.0f} s, {s.session}, {cpu}"]
+    if s.reason:
+        lines.insert(0, f"no direct path: {s.reason}")
+    return [paths, events, *(Text(text) for text in lines)]
+
+
+def _grid(*names: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in names:
+        table.add_column(name, justify="right" if name else "left", min_width=0 if name else 15)
     return table
 
 
