@@ -142,7 +142,7 @@ class Btf:
     @classmethod
     def of_object(cls, path: Path) -> Btf:
         """Raises BtfError; OSError when the file can't be read."""
-        return cls(_elf_section(path, ".BTF"), str(path))
+        return cls(elf_section(path, ".BTF"), str(path))
 
     def struct(self, name: str) -> Struct:
         for number, each in enumerate(self._types):
@@ -217,7 +217,7 @@ class Btf:
         return self._strings[at : self._strings.index(b"\0", at)].decode()
 
 
-def _elf_section(path: Path, wanted: str) -> bytes:
+def elf_section(path: Path, wanted: str) -> bytes:
     data = path.read_bytes()
     if data[:6] != b"\x7fELF\x02\x01":
         raise BtfError(f"{path}: not a little-endian 64-bit ELF object")

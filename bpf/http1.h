@@ -15,11 +15,11 @@
 #define HEAD_STEPS 2048
 /* Chunk framing costs a step per size line and one per end of data: 8192 at once, then one more
  * per 10 us. A long slow stream of tiny chunks never runs dry, a burst of one-byte chunks does;
- * a chunk of some size pays for itself (docs/decisions/003). */
-#define CHUNK_BURST    8192
-#define CHUNK_STEP_NS  10000
-#define BIG_CHUNK      256
-#define BIG_CHUNK_PAYS 16
+ * a chunk that isn't tiny pays for itself (docs/decisions/003). */
+#define CHUNK_BURST	8192
+#define CHUNK_STEP_NS	10000
+#define FAIR_CHUNK	32
+#define FAIR_CHUNK_PAYS 4
 
 #define BODY_LIMIT (1ULL << 50)
 
@@ -382,8 +382,8 @@ static __always_inline __u32 coding(struct stream *s, const __u8 *p, __u32 seen)
 
 static __always_inline void size_ends(struct stream *s)
 {
-	if (s->left >= BIG_CHUNK && s->chunk_steps < CHUNK_BURST)
-		s->chunk_steps += BIG_CHUNK_PAYS;
+	if (s->left >= FAIR_CHUNK && s->chunk_steps < CHUNK_BURST)
+		s->chunk_steps += FAIR_CHUNK_PAYS;
 	s->state = s->left ? DATA : TRAILER;
 }
 
