@@ -36,13 +36,14 @@ def drop_by_netem(pod: Pod, inside: bool, device: str) -> str | None:
 
 
 def drop_by_filter(pod: Pod, inside: bool, device: str) -> str | None:
-    """The same by a classic BPF filter, for kernels without netem: A = random; drop or not."""
+    """The same by a classic BPF filter, for kernels without netem: A = random; drop or not.
+    On arrival: what is dropped on departure TCP is told of, and never counts as sent."""
     share = LOSS_PERCENT * (1 << 32) // 100
     random, shot, ok = 0xFFFFF000 + 56, 2, 0
     program = f"4,32 0 0 {random},53 1 0 {share},6 0 0 {shot},6 0 0 {ok}"
     tc(pod, inside, "qdisc", "add", "dev", device, "clsact")
-    egress = ("egress", "bpf", "da", "bytecode", program)
-    return tc(pod, inside, "filter", "add", "dev", device, *egress).stderr.strip() or None
+    ingress = ("ingress", "bpf", "da", "bytecode", program)
+    return tc(pod, inside, "filter", "add", "dev", device, *ingress).stderr.strip() or None
 
 
 @pytest.fixture
