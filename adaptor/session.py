@@ -55,6 +55,21 @@ def explain(packet: mqtt5.ConnAckPacket | mqtt5.DisconnectPacket) -> str:
     return "; ".join(said)
 
 
+def packet_size(head: bytes | bytearray) -> int:
+    """Bytes of the packet that begins here; 0 while its first bytes do not tell.
+
+    Raises ValueError for a packet larger than we told the broker to send.
+    """
+    length = 0
+    for position, byte in enumerate(head[1:5]):
+        length |= (byte & 0x7F) << (7 * position)
+        if not byte & 0x80:
+            if length > LARGEST_PACKET:
+                raise ValueError(f"a packet of {length} bytes; the limit is {LARGEST_PACKET}")
+            return position + 2 + length
+    return 0
+
+
 class Session5(Session):
     protocol = "5"
 
@@ -113,6 +128,8 @@ class Session5(Session):
             self._connection.write(
                 b"".join([mqtt5.PubAckPacket(each).write() for each in packet_ids])
             )
+            if self.unacknowledged <= self.settings.receive_maximum // 2:
+                self._connection.resume()
 
     def stop_reading(self) -> None:
         if self._connection is not None:
@@ -132,7 +149,7 @@ class _Connection(asyncio.Protocol):
     def __init__(self, session: Session5) -> None:
         self._loop = asyncio.get_running_loop()
         self._session, self._settings, self._broker = session, session.settings, session.broker
-        self._arrived = session._arrived
+        self._arrived, self._line = session._arrived, session._line
         self._transport: asyncio.Transport | None = None
         self._rest = bytearray()
         self._connack: asyncio.Future[mqtt5.ConnAckPacket] = self._loop.create_future()
@@ -142,7 +159,9 @@ class _Connection(asyncio.Protocol):
         self._keep_alive = float(session.settings.keep_alive)
         self._heard = self._said = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
+        self._wanted = 0
         self._reading = True
+        self._stopped = False
 
     # --- asyncio ---
 
@@ -151,23 +170,24 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._heard = self._loop.time()
-        if not self._reading:
-            return
         if self._rest:
             self._rest += data
+            if len(self._rest) < self._wanted:
+                return
             data = bytes(self._rest)
             self._rest.clear()
+        self._consume(data)
+
+    def _consume(self, data: bytes) -> None:
         try:
             end = self._read(data)
+            if end < len(data):
+                self._rest += data[end:]
+                self._wanted = packet_size(self._rest)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # noqa: BLE001 (the codec panics on a topic not in UTF-8)
             self._refuse(data, error)
-            return
-        if end < len(data):
-            self._rest += data[end:]
-            if len(self._rest) > LARGEST_PACKET + 5:
-                self._end(f"sent a packet of more than {LARGEST_PACKET} bytes")
 
     def _refuse(self, data: bytes, error: BaseException) -> None:
         """An old broker answers our CONNECT with a CONNACK of its own version."""
@@ -182,7 +202,11 @@ class _Connection(asyncio.Protocol):
         """Dispatch every whole packet; returns where the first incomplete one begins."""
         view, start, end = memoryview(data), 0, len(data)
         read, publish, arrived = mqtt5.read, mqtt5.PublishPacket, self._arrived
+        line, window = self._line, self._settings.receive_maximum
         while start < end and self._reading:
+            if len(line) > window:
+                self._pause()
+                break
             try:
                 packet, size = read(view[start:])
             except IndexError:
@@ -194,6 +218,24 @@ class _Connection(asyncio.Protocol):
                 self._dispatch(packet)
         return start
 
+    def _pause(self) -> None:
+        """The broker sends more than our Receive Maximum: mosquitto 2.0.11 does, once
+        acknowledgements flow. TCP holds it where the protocol does not."""
+        self._reading = False
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """The window has room again."""
+        if self._reading or self._stopped or self.lost.done() or self._transport is None:
+            return
+        self._reading = True
+        self._heard = self._loop.time()
+        self._transport.resume_reading()
+        data = bytes(self._rest)
+        self._rest.clear()
+        self._consume(data)
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._fail(self._session._lost(f": {exc}" if exc else ""))
 
@@ -202,7 +244,7 @@ class _Connection(asyncio.Protocol):
     def _dispatch(self, packet: mqtt5.Packet) -> None:
         if isinstance(packet, mqtt5.ConnAckPacket):
             if not packet.session_present:
-                self._session._line.session_lost()
+                self._line.session_lost()
             if not self._connack.done():
                 self._connack.set_result(packet)
         elif isinstance(packet, mqtt5.SubAckPacket):
@@ -281,7 +323,7 @@ class _Connection(asyncio.Protocol):
             self._transport.write(data)
 
     def stop_reading(self) -> None:
-        self._reading = False
+        self._reading, self._stopped = False, True
 
     async def disconnect(self) -> None:
         """DISCONNECT without a new expiry keeps the session; then wait until it is written."""

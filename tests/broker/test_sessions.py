@@ -126,22 +126,27 @@ async def test_a_broker_restart_loses_nothing_and_delivers_nothing_twice(
     assert max(Counter(sink.bodies).values()) == 1
 
 
-async def test_receive_maximum_bounds_what_is_unacknowledged(
-    broker: Mosquitto, sink: Sink, tmp_path: Path
+@both
+async def test_no_more_than_the_window_is_unacknowledged_whatever_the_broker_sends(
+    broker: Mosquitto, sink: Sink, tmp_path: Path, version: str
 ) -> None:
+    """mosquitto 2.0.11 overruns a Receive Maximum once acknowledgements flow."""
     most = 0
 
     async def script(_: Request) -> Answer:
         nonlocal most
-        most = max(most, len(sink.requests) - len(sink.taken))
+        await asyncio.sleep(0)
+        most = max(most, running.sink(sink.url)["window"]["used"])
         return Answer()
 
     sink.script = script
-    many = [("plant/x", b"%d" % n) for n in range(300)]
-    async with adaptor(broker.url, one_route(sink), tmp_path, receive_maximum=3) as running:
-        await broker.publish(many)
-        await until(lambda: running.route("all")["delivered"] == 300, "all are delivered")
-    assert most <= 3
+    many = [("plant/x", b"%d" % n) for n in range(600)]
+    async with adaptor(
+        broker.url, one_route(sink), tmp_path, receive_maximum=3, protocol=version
+    ) as running:
+        await asyncio.gather(*(broker.publish(many[n::6]) for n in range(6)))
+        await until(lambda: running.route("all")["delivered"] == 600, "all are delivered")
+    assert 1 <= most <= 3 + 1
 
 
 @both
