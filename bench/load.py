@@ -32,11 +32,18 @@ def tool(name: str) -> str:
     return path
 
 
-def wrk(url: str, connections: int, seconds: float) -> Load:
-    """Drive `url` over keep-alive connections. Raises RuntimeError if a request failed."""
+def wrk(url: str, connections: int, seconds: float, script: Path | None = None) -> Load:
+    """Drive `url` over keep-alive connections. Raises RuntimeError if a request failed.
+
+    `script` is a Lua file that says what is sent, if not a plain GET.
+    """
     before = machine_seconds()
     out = subprocess.run(
-        [tool("wrk"), "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "--latency", url],
+        [
+            *(tool("wrk"), "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "--latency"),
+            *(["-s", str(script)] if script is not None else []),
+            url,
+        ],
         capture_output=True,
         text=True,
         check=True,
