@@ -8,7 +8,7 @@
 #ifndef WEIR_TRACK_H
 #define WEIR_TRACK_H
 
-#include "http1.h"
+#include "step.h"
 
 #define LOCK_TRIES   4096 /* its holder needs about a microsecond */
 #define TCP_FLAG_SYN 2
@@ -48,9 +48,6 @@ static __always_inline int read_segment(struct __sk_buff *skb, struct segment *s
 
 static __always_inline struct connection *followed(struct bpf_sock *sk)
 {
-	if (!sk)
-		return NULL;
-	sk = bpf_sk_fullsock(sk);
 	if (!sk)
 		return NULL;
 	return bpf_sk_storage_get(&connections, sk, NULL, 0);

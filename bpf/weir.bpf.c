@@ -2,7 +2,8 @@
 /* Weir in the kernel: one object, attached once per pod.
  *
  *   sk_lookup, tc, getpeername   steer.h   a connection to the direct port reaches the app
- *   cgroup_skb                   track.h   its requests are counted (http1.h, meter.h)
+ *   cgroup_skb                   track.h   its requests are counted
+ *                                          (step.h, http1.h, scan.h; meter.h)
  *   sockops                      below     listeners and connections come and go
  */
 #include "steer.h"
