@@ -7,6 +7,7 @@
 #ifndef WEIR_HTTP1_H
 #define WEIR_HTTP1_H
 
+#include "budget.h"
 #include "meter.h"
 #include "scan.h"
 
@@ -277,8 +278,7 @@ static __always_inline __u32 coding(struct stream *s, const __u8 *p, __u32 seen)
 
 static __always_inline void size_ends(struct stream *s)
 {
-	if (s->left >= FAIR_CHUNK && s->chunk_steps < CHUNK_BURST)
-		s->chunk_steps += FAIR_CHUNK_PAYS;
+	chunk_pays(s, s->left);
 	s->state = s->left ? DATA : TRAILER;
 }
 

@@ -2,45 +2,16 @@
 /* The loop around the parser: one bounded step after the other over the payload of a segment.
  *
  * All state lives in the connection's storage, so that the verifier sees the same abstract state
- * before every step and bpf_loop() is verified in one pass. Each step is charged to a budget:
- * whoever sends bytes that are costly to parse is no longer parsed (docs/decisions/003). */
+ * before every step and bpf_loop() is verified in one pass. Each step is charged to a budget. */
 #ifndef WEIR_STEP_H
 #define WEIR_STEP_H
 
 #include "http1.h"
 
-/* A head, with the blank lines before it and the trailers after it, costs one step per 64 bytes
- * and one per line that begins like a name of interest. 64 KB of honest headers stay below. */
-#define HEAD_STEPS 2048
-/* Chunk framing costs a step per size line and one per end of data: 8192 at once, then one more
- * per 10 us. A long slow stream of tiny chunks never runs dry, a burst of one-byte chunks does;
- * a chunk that isn't tiny pays for itself (docs/decisions/003). */
-#define CHUNK_BURST	8192
-#define CHUNK_STEP_NS	10000
-#define FAIR_CHUNK	32
-#define FAIR_CHUNK_PAYS 4
-
 struct step {
 	struct __sk_buff *skb;
 	struct connection *c;
 };
-
-static __always_inline int within_budget(struct stream *s, __u32 state)
-{
-	__u64 earned;
-
-	if (state < SIZE || state > DATA_END)
-		return ++s->head_steps <= HEAD_STEPS;
-	if (!s->chunk_steps) {
-		earned = (s->now - s->chunk_refill) / CHUNK_STEP_NS;
-		s->chunk_steps = earned < CHUNK_BURST ? earned : CHUNK_BURST;
-		s->chunk_refill = s->now;
-		if (!s->chunk_steps)
-			return 0;
-	}
-	s->chunk_steps--;
-	return 1;
-}
 
 /* Body and chunk data are not read, however long. */
 static __always_inline void hop(struct stream *s)
@@ -77,7 +48,7 @@ static __always_inline long step(struct step *x, const int out)
 
 	if (s->at >= s->end || c->mode != HTTP1 || s->state >= UNTIL_CLOSE)
 		return 1;
-	if (!within_budget(s, s->state)) {
+	if (s->state >= SIZE && s->state <= DATA_END ? !chunk_step(s) : !head_step(s)) {
 		give_up(c, s->now, GIVE_UP_OVER_BUDGET);
 		return 1;
 	}

@@ -3,7 +3,7 @@
  *
  *   sk_lookup, tc, getpeername   steer.h   a connection to the direct port reaches the app
  *   cgroup_skb                   track.h   its requests are counted
- *                                          (step.h, http1.h, scan.h; meter.h)
+ *                                          (step.h, http1.h, scan.h, budget.h, meter.h)
  *   sockops                      below     listeners and connections come and go
  */
 #include "steer.h"
