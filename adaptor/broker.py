@@ -192,10 +192,13 @@ class Session(abc.ABC):
         return len(self._line)
 
     def settle(self, ticket: Ticket) -> None:
-        """One event of the message is delivered or safe. Acknowledged in this turn of the loop,
-        if everything before it is."""
+        """One event of the message is delivered or safe. It is acknowledged as soon as everything
+        before it is: at once when nothing else is open, else with all that this turn settles."""
         if self._line.settle(ticket):
-            self._plan_flush()
+            if len(self._line) == 1:
+                self._flush()
+            else:
+                self._plan_flush()
 
     def _up(self, granted: dict[str, str]) -> None:
         """Connected and subscribed; `granted` maps a filter to why the broker refused it."""
@@ -229,10 +232,13 @@ class Session(abc.ABC):
     def _plan_flush(self) -> None:
         if not self._flush_planned:
             self._flush_planned = True
-            asyncio.get_running_loop().call_soon(self._flush)
+            asyncio.get_running_loop().call_soon(self._flush_as_planned)
+
+    def _flush_as_planned(self) -> None:
+        self._flush_planned = False
+        self._flush()
 
     def _flush(self) -> None:
-        self._flush_planned = False
         packet_ids = self._line.ready()
         if packet_ids:
             self._write_acks(packet_ids)

@@ -140,11 +140,11 @@ class Pipeline:
                 return
             if ticket is not None:
                 ticket.open = len(flows)
-        event_id = publisher_id(message) or self._mint()
-        for flow in flows:
-            self._accept(flow, message, ticket, event_id)
+        event_id = publisher_id(message.user_properties) or self._mint()
+        self._accept(flows[0], message, ticket, event_id)
+        for flow in flows[1:]:
             # two events of one message may share their source, so never their id
-            event_id = self._mint()
+            self._accept(flow, message, ticket, self._mint())
 
     def _unrouted(self, message: PublishPacket, ticket: Ticket | None) -> None:
         """The session still holds a subscription that the routes no longer have."""

@@ -57,7 +57,7 @@ def minted_ids() -> Callable[[], str]:
     seed = uuid.uuid4()
     head = str(seed)[:24]
     counter = itertools.count(int(str(seed)[24:], 16) >> 1)
-    return lambda: f"{head}{next(counter) & 0xFFFFFFFFFFFF:012x}"
+    return lambda: f"{head}{next(counter):012x}"
 
 
 class Clock:
@@ -76,9 +76,9 @@ class Clock:
         return f"{self._text}.{int((seconds - whole) * 1e6):06d}Z"
 
 
-def publisher_id(message: PublishPacket) -> str | None:
+def publisher_id(user_properties: list[tuple[str, str]]) -> str | None:
     """The id that the publisher gave: the user property `id`; of several, the last."""
-    for name, value in reversed(message.user_properties):
+    for name, value in reversed(user_properties):
         if name == "id" and value:
             return value
     return None
@@ -87,12 +87,13 @@ def publisher_id(message: PublishPacket) -> str | None:
 class Mapper:
     """One route's events. Renders what depends on the topic alone only once per topic."""
 
-    def __init__(self, route: Route, broker: str, *, sniff: bool = False) -> None:
-        """`broker`: host:port, for templates. `sniff`: look for structured mode in payloads
-        without a Content Type, as a 3.1.1 receiver must."""
+    sniff = False
+    """Look for structured mode in payloads without a Content Type, as a 3.1.1 receiver must."""
+
+    def __init__(self, route: Route, broker: str) -> None:
+        """`broker`: host:port, for templates."""
         self.route = route
         self._broker = broker
-        self._sniff = sniff
         self._clock = Clock()
         self._rendered: dict[tuple[str, str | None, bool], bytes] = {}
 
@@ -182,7 +183,7 @@ class Mapper:
     def _maybe_cloudevent(self, content_type: str | None, message: PublishPacket) -> bool:
         if content_type is not None:
             return content_type[:23].lower() == STRUCTURED
-        return self._sniff and _looks_structured(message.payload)
+        return self.sniff and _looks_structured(message.payload)
 
     def _published(self, message: PublishPacket) -> Event | None:
         """The event that the message already is, by the receiver's rule of the MQTT binding."""
@@ -192,7 +193,7 @@ class Mapper:
         properties = _cloudevent_properties(message.user_properties)
         if all(properties.get(name) for name in REQUIRED):
             return _binary(declared, properties, message)
-        if self._sniff and not declared and _looks_structured(message.payload):
+        if self.sniff and not declared and _looks_structured(message.payload):
             try:
                 return from_json(message.payload)
             except MalformedEvent:

@@ -75,7 +75,7 @@ class Lane:
         self.flows = tuple(
             Flow(
                 route,
-                Mapper(route, self._broker.address, sniff=config.protocol != "5"),
+                Mapper(route, self._broker.address),
                 numbers[route.filter.text],
             )
             for route in routes
@@ -105,6 +105,8 @@ class Lane:
             self.pipeline.receive,
         )
         self.pipeline.settle = session.settle
+        for flow in self.flows:
+            flow.mapper.sniff = kind is Session311
         return session
 
     async def run(self) -> None:

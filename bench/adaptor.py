@@ -32,7 +32,7 @@ import aiomqtt
 import mqtt5
 import uvloop
 
-PACED = 1000
+PACED = 2000
 """Events per second."""
 CONNECTIONS = 64
 PAYLOAD = json.dumps({"device": "d-17", "celsius": 21.5, "humidity": 48, "at": 1700000000}).encode()
