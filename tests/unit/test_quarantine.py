@@ -1,0 +1,95 @@
+"""The quarantine on a real file."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from weir.adaptor.events import Event
+from weir.adaptor.quarantine import (
+    LONGEST_ANSWER,
+    Held,
+    Quarantine,
+    QuarantineError,
+    QuarantineWriter,
+)
+
+HELD = Held(
+    at=1_700_000_000.0,
+    route="all",
+    sink="function",
+    topic="plant/ü",
+    reason="the sink answered 400",
+    status=400,
+    answer=b"no",
+    event=Event({"specversion": "1.0", "id": "1", "source": "/s", "type": "ü"}, b"\0x", "text/csv"),
+)
+
+
+def test_what_was_put_is_there_after_reopening_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "state" / "quarantine.db"
+    quarantine = Quarantine(path)
+    quarantine.put([HELD, replace(HELD, status=None)])
+    quarantine.close()
+    first, second = Quarantine(path).events()
+    assert replace(first, number=0) == HELD
+    assert second.status is None
+
+
+def test_only_the_wanted_ones_are_discarded(tmp_path: Path) -> None:
+    quarantine = Quarantine(tmp_path / "q.db")
+    quarantine.put([HELD, HELD, HELD])
+    assert quarantine.discard([2, 9]) == 1
+    assert [held.number for held in quarantine.events()] == [1, 3]
+    assert [held.number for held in quarantine.events([3])] == [3]
+
+
+def test_a_full_quarantine_refuses_all_or_nothing_and_has_room_after_a_discard(
+    tmp_path: Path,
+) -> None:
+    quarantine = Quarantine(tmp_path / "q.db", bound=150)
+    quarantine.put([HELD])
+    with pytest.raises(QuarantineError, match=r"full.*replay or discard"):
+        quarantine.put([HELD, HELD])
+    assert len(quarantine) == 1
+    quarantine.discard([1])
+    assert quarantine.held_bytes() == 0
+    quarantine.put([HELD])
+
+
+def test_two_processes_see_each_others_events(tmp_path: Path) -> None:
+    one, other = Quarantine(tmp_path / "q.db"), Quarantine(tmp_path / "q.db")
+    one.put([HELD])
+    assert other.discard([1]) == 1
+    assert len(one) == 0
+
+
+def test_a_long_answer_is_cut(tmp_path: Path) -> None:
+    quarantine = Quarantine(tmp_path / "q.db")
+    quarantine.put([replace(HELD, answer=b"x" * 5000)])
+    assert len(next(quarantine.events()).answer) == LONGEST_ANSWER
+
+
+def test_a_file_that_is_something_else_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "q.db"
+    path.write_text("this is no database, and longer than a header of one" * 10)
+    with pytest.raises(QuarantineError, match=r"q\.db"):
+        Quarantine(path)
+
+
+async def test_the_writer_keeps_everything_given_at_once(tmp_path: Path) -> None:
+    writer = QuarantineWriter(Quarantine(tmp_path / "q.db"))
+    await asyncio.gather(*(writer.put(HELD) for _ in range(50)))
+    writer.close()
+    assert len(Quarantine(tmp_path / "q.db")) == 50
+
+
+async def test_the_writer_tells_each_caller_of_a_refusal(tmp_path: Path) -> None:
+    writer = QuarantineWriter(Quarantine(tmp_path / "q.db", bound=100))
+    await writer.put(HELD)
+    with pytest.raises(QuarantineError):
+        await writer.put(HELD)
+    writer.close()

@@ -1,0 +1,110 @@
+"""The routes file: every error names the file, the route, the field and the way out."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from weir.adaptor.retry import Delivery
+from weir.adaptor.routes import RoutesError, load, parse
+
+FULL = """
+routes:
+  - name: temperatures
+    filter: plant/+/temperature
+    sink: function
+    qos: 0
+    type: io.example.{level[2]}
+    source: mqtt://plant/{level[1]}
+    subject: "{level[1]}"
+    datacontenttype: application/json
+    delivery: {retry: 7, backoffPolicy: linear, backoffDelay: PT1.5S, timeout: PT1M}
+    onFailure: drop
+  - filter: $share/group/other/#
+    sink: http://127.0.0.1:8080/events?x=1
+"""
+
+
+def test_a_full_route_and_one_with_defaults() -> None:
+    full, plain = parse(FULL)
+    assert (full.name, full.sink, full.qos, full.on_failure) == (
+        "temperatures",
+        "function",
+        0,
+        "drop",
+    )
+    assert full.type.render("plant/oven/temperature", "b") == "io.example.temperature"
+    assert full.datacontenttype == "application/json"
+    assert full.delivery == Delivery(retry=7, policy="linear", delay=1.5, timeout=60.0)
+    assert (plain.name, plain.qos, plain.on_failure) == ("$share/group/other/#", 1, "quarantine")
+    assert plain.type.render("other", "b") == "weir.mqtt.message"
+    assert plain.source.render("other", "b:1883") == "mqtt://b:1883"
+    assert plain.subject.render("other/x", "b") == "other/x"
+    assert plain.delivery == Delivery()
+
+
+def one(fields: str) -> str:
+    return "routes: [{filter: a/+, sink: function, " + fields + "}]"
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        (one("onfailure: drop"), ["field `onfailure`", "unknown", "onFailure"]),
+        (one("onFailure: deadLetter"), ["field `onFailure`", "not supported yet", "quarantine"]),
+        (one("onFailure: retry"), ["field `onFailure`", "quarantine, block, drop"]),
+        (one("deadLetterSink: x"), ["field `deadLetterSink`", "not supported yet"]),
+        (one("ordered: true"), ["field `ordered`", "not supported yet"]),
+        (one("qos: 2"), ["field `qos`", "use 1"]),
+        (one("qos: '1'"), ["field `qos`", "whole number"]),
+        (one("qos: true"), ["field `qos`", "whole number"]),
+        (one("type: '{level[2]}'"), ["field `type`", "guarantees 2 levels"]),
+        (one("source: '{nope}'"), ["field `source`", "unknown name"]),
+        (one("subject: 5"), ["field `subject`", "must be a text"]),
+        (one("datacontenttype: json"), ["field `datacontenttype`", "media type"]),
+        (one("delivery: 5"), ["field `delivery`", "mapping"]),
+        (one("delivery: {retries: 5}"), ["field `delivery.retries`", "unknown", "retry"]),
+        (one("delivery: {retry: -1}"), ["field `delivery.retry`", "whole number"]),
+        (one("delivery: {backoffPolicy: fast}"), ["field `delivery.backoffPolicy`", "linear"]),
+        (one("delivery: {backoffDelay: 5s}"), ["field `delivery.backoffDelay`", "PT0.2S"]),
+        (one("delivery: {backoffDelay: 5}"), ["field `delivery.backoffDelay`", "text"]),
+        (one("delivery: {timeout: PT0S}"), ["field `delivery.timeout`", "longer"]),
+        (one("delivery: {retryAfterMax: PT1S}"), ["field `delivery.retryAfterMax`"]),
+        ("routes: [{filter: a/b#, sink: function}]", ["field `filter`", "whole level"]),
+        ("routes: [{sink: function}]", ["route 1", "field `filter`", "missing"]),
+        ("routes: [{filter: a}]", ["route 1 (a)", "field `sink`", "missing"]),
+        ("routes: [{filter: a, sink: 'https://x'}]", ["field `sink`", "https", "http URL"]),
+        ("routes: [{filter: a, sink: 'x:80'}]", ["field `sink`", "http://host:8080/path"]),
+        ("routes: [{filter: a, sink: 'http://'}]", ["field `sink`", "http://host"]),
+        ("routes: [{filter: a, sink: 'http://h/a b'}]", ["field `sink`", "percent-encode"]),
+        ("routes: [{filter: a, sink: 'http://u:p@h/'}]", ["field `sink`", "no user"]),
+        ("routes: [{filter: a, sink: 'http://h:99999/'}]", ["field `sink`"]),
+        ("routes: [{filter: a, sink: function}, {filter: a, sink: function}]", ["route 2", "name"]),
+        ("routes: [{filter: a, filter: b, sink: function}]", ["`filter` stands twice"]),
+        ("routes: [5]", ["route 1", "mapping"]),
+        ("routes: []", ["at least one route"]),
+        ("routes: {}", ["at least one route"]),
+        ("route: []", ["one key, `routes`"]),
+        ("", ["one key, `routes`"]),
+        ("a: [", ["not valid YAML"]),
+    ],
+)
+def test_an_error_says_where_and_what_to_do(text: str, parts: list[str]) -> None:
+    with pytest.raises(RoutesError) as caught:
+        parse(text, "my-routes.yaml")
+    for part in ["my-routes.yaml", *parts]:
+        assert part in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    missing = tmp_path / "none.yaml"
+    with pytest.raises(RoutesError, match=re.escape(str(missing))):
+        load(missing)
+
+
+def test_a_file_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "routes.yaml"
+    path.write_text(FULL)
+    assert len(load(path)) == 2
