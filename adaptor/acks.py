@@ -46,10 +46,12 @@ class AckLine(Generic[M]):
     def __init__(self) -> None:
         self._line: deque[Ticket[M]] = deque()
         self._before: dict[int, Ticket[M]] = {}
+        self._orphans: set[Ticket[M]] = set()
 
     def __len__(self) -> int:
-        """Messages unacknowledged on this connection: what fills the Receive Maximum window."""
-        return len(self._line)
+        """Messages that fill the window: unacknowledged on this connection, or still under way
+        from a session that the broker has lost."""
+        return len(self._line) + len(self._orphans)
 
     def arrive(self, packet_id: int, message: M) -> tuple[Ticket[M], bool]:
         """The message's ticket, and whether it is new: an old one is already being delivered."""
@@ -63,8 +65,12 @@ class AckLine(Generic[M]):
         return ticket, True
 
     def settle(self, ticket: Ticket[M]) -> bool:
-        """One event of the message is done. True when `ready()` has something to give."""
+        """One event of the message is done. True when the line can become shorter by `ready()`,
+        or has just become so."""
         ticket.open -= 1
+        if self._orphans and ticket.open <= 0 and ticket in self._orphans:
+            self._orphans.discard(ticket)
+            return True
         return bool(self._line) and self._line[0].open <= 0
 
     def ready(self) -> list[int]:
@@ -82,6 +88,7 @@ class AckLine(Generic[M]):
     def session_lost(self) -> None:
         """The broker has no session: what was in flight will not come again, and packet ids start
         anew. Its deliveries go on, they just have no one left to tell."""
+        self._orphans.update(each for each in self._before.values() if each.open > 0)
         self._before.clear()
 
 

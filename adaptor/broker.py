@@ -180,6 +180,10 @@ class Session(abc.ABC):
         """Send PUBACKs on the current connection."""
 
     @abc.abstractmethod
+    def _resume_reading(self) -> None:
+        """The window has room; no effect unless we stopped reading because it had none."""
+
+    @abc.abstractmethod
     def stop_reading(self) -> None:
         """Take no more messages; acknowledgements still go out. Called before `close()`."""
 
@@ -242,6 +246,8 @@ class Session(abc.ABC):
         packet_ids = self._line.ready()
         if packet_ids:
             self._write_acks(packet_ids)
+        if len(self._line) <= self.settings.receive_maximum // 2:
+            self._resume_reading()
 
 
 def reconnect_delay(attempt: int, chance: float) -> float:

@@ -128,8 +128,10 @@ class Session5(Session):
             self._connection.write(
                 b"".join([mqtt5.PubAckPacket(each).write() for each in packet_ids])
             )
-            if self.unacknowledged <= self.settings.receive_maximum // 2:
-                self._connection.resume()
+
+    def _resume_reading(self) -> None:
+        if self._connection is not None:
+            self._connection.resume()
 
     def stop_reading(self) -> None:
         if self._connection is not None:

@@ -13,7 +13,7 @@ aiomqtt has no public way to the paho client it wraps; `_client` is the only pri
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import aiomqtt
@@ -66,7 +66,21 @@ class Session311(Session):
         )
         client._client.manual_ack_set(True)
         client._client.on_message = self._on_message
+        client._client.on_connect = self._watch_connect(client._client.on_connect)
         return client
+
+    def _watch_connect(self, inner: Callable[..., None] | None) -> Callable[..., None]:
+        """aiomqtt's own callback, which does not look at the session present flag."""
+
+        def on_connect(
+            client: paho.Client, userdata: Any, flags: paho.ConnectFlags, *more: Any
+        ) -> None:
+            if not flags.session_present:
+                self._line.session_lost()
+            if inner is not None:
+                inner(client, userdata, flags, *more)
+
+        return on_connect
 
     def _explain(self, error: aiomqtt.MqttError) -> BrokerError:
         if isinstance(error, MqttConnectError):
@@ -133,8 +147,11 @@ class Session311(Session):
             return
         for packet_id in packet_ids:
             client.ack(packet_id, 1)
-        if self._paused and self.unacknowledged <= self.settings.receive_maximum // 2:
+
+    def _resume_reading(self) -> None:
+        if self._paused and self._client is not None:
             self._paused = False
+            client = self._client
             asyncio.get_running_loop().add_reader(_socket(client), self._read, client)
 
     def _read(self, client: paho.Client) -> None:

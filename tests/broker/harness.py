@@ -52,6 +52,7 @@ class Mosquitto:
     """One broker process after another on the same port and the same persistent state."""
 
     def __init__(self, folder: Path, extra: str = "allow_anonymous true\n") -> None:
+        """`extra`: configuration lines, those of its listener first."""
         self.port = free_port()
         self.url = f"mqtt://127.0.0.1:{self.port}"
         self._folder = folder
@@ -60,8 +61,8 @@ class Mosquitto:
         self._process: asyncio.subprocess.Process | None = None
         user = "user root\n" if os.geteuid() == 0 else ""
         self._configuration.write_text(
-            f"listener {self.port} 127.0.0.1\npersistence true\n"
-            f"persistence_location {folder}/\nlog_type all\nmax_queued_messages 0\n{user}{extra}"
+            f"listener {self.port} 127.0.0.1\n{extra}persistence true\n"
+            f"persistence_location {folder}/\nlog_type all\nmax_queued_messages 0\n{user}"
         )
 
     async def start(self) -> None:
@@ -89,8 +90,20 @@ class Mosquitto:
             self._process.terminate()
             await self._process.wait()
 
+    def freeze(self) -> None:
+        """As a machine that hangs: connections stay open and nothing answers."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
     def subscribed(self, client: str) -> bool:
         return f"Sending SUBACK to {client}" in self._log.read_text()
+
+    def pings(self, client: str) -> int:
+        return self._log.read_text().count(f"Sending PINGRESP to {client}")
 
     def pubacks(self, client: str) -> list[int]:
         """Packet ids that the broker got acknowledged by this client, in order."""

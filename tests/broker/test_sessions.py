@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
+import ssl
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -295,6 +297,100 @@ async def test_an_unreachable_broker_is_named_and_tried_again(
     ) as running:
         await until(lambda: running.sink(sink.url)["reconnects"] >= 2, "it tries again")
         assert f"can't reach the broker {url}" in running.sink(sink.url)["session"]
+
+
+@both
+async def test_a_broker_that_hangs_is_noticed_and_reconnected_to(
+    broker: Mosquitto, sink: Sink, tmp_path: Path, version: str
+) -> None:
+    async with adaptor(
+        broker.url, one_route(sink), tmp_path, protocol=version, keep_alive=1
+    ) as running:
+        broker.freeze()
+        try:
+            await until(lambda: not running.sink(sink.url)["connected"], "its silence is noticed")
+        finally:
+            broker.thaw()
+        await running.connected()
+        await broker.publish(TWELVE)
+        await until(lambda: len(distinct(sink.taken)) == 12, "and it goes on")
+
+
+@both
+async def test_a_quiet_connection_is_kept_alive(
+    broker: Mosquitto, sink: Sink, tmp_path: Path, version: str
+) -> None:
+    async with adaptor(
+        broker.url, one_route(sink), tmp_path, protocol=version, keep_alive=1
+    ) as running:
+        await until(lambda: broker.pings(client_id("weir", sink.url)) >= 3, "pings went both ways")
+        assert running.sink(sink.url)["reconnects"] == 0
+
+
+@both
+async def test_a_lost_session_loses_nothing_that_was_received(
+    broker: Mosquitto, sink: Sink, tmp_path: Path, version: str
+) -> None:
+    gate = asyncio.Event()
+
+    async def script(_: Request) -> Answer:
+        await gate.wait()
+        return Answer()
+
+    sink.script = script
+    async with adaptor(broker.url, one_route(sink), tmp_path, protocol=version) as running:
+        await broker.publish(TWELVE)
+        await until(lambda: len(sink.requests) == 12, "all requests are with the sink")
+        await broker.stop()
+        (tmp_path / "mosquitto.db").unlink()
+        await broker.start()
+        await until(lambda: running.sink(sink.url)["reconnects"] >= 1, "the loss is seen")
+        await running.connected()
+        assert running.sink(sink.url)["window"]["used"] == 12
+        gate.set()
+        await until(lambda: len(sink.taken) == 12, "the sink takes them")
+        await until(lambda: running.sink(sink.url)["window"]["used"] == 0, "the window is free")
+        await broker.publish([("plant/new", b"new")])
+        await until(lambda: b"new" in sink.bodies, "and it goes on")
+    assert max(Counter(sink.bodies).values()) == 1
+
+
+@both
+async def test_mqtts_checks_the_brokers_certificate(
+    sink: Sink, tmp_path: Path, version: str
+) -> None:
+    certificate, key = await _certificate(tmp_path)
+    broker = Mosquitto(tmp_path, f"allow_anonymous true\ncertfile {certificate}\nkeyfile {key}\n")
+    await broker.start()
+    url = broker.url.replace("mqtt://", "mqtts://")
+    context = ssl.create_default_context(cafile=str(certificate))
+    try:
+        async with adaptor(url, one_route(sink), tmp_path, protocol=version, broker_ca=certificate):
+            async with aiomqtt.Client("127.0.0.1", broker.port, tls_context=context) as client:
+                await client.publish("plant/1", b"x" * 3_000_000, 1)
+            await until(lambda: sink.taken, "it arrives, large as it is")
+        assert len(sink.taken[0].body) == 3_000_000
+        async with adaptor(
+            url, one_route(sink), tmp_path, protocol=version, connected=False
+        ) as running:
+            await until(lambda: running.sink(sink.url)["reconnects"] >= 1, "a stranger is refused")
+            assert "certificate verify failed" in running.sink(sink.url)["session"]
+    finally:
+        await broker.stop()
+
+
+async def _certificate(folder: Path) -> tuple[Path, Path]:
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed (apt-get install openssl)")
+    process = await asyncio.create_subprocess_exec(
+        *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
+        *("-nodes", "-days", "1", "-subj", "/CN=127.0.0.1"),
+        *("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)),
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    assert await process.wait() == 0
+    return certificate, key
 
 
 async def test_a_session_taken_over_by_another_client_says_so(

@@ -72,6 +72,19 @@ def test_after_a_lost_session_every_message_is_new() -> None:
     assert line.arrive(1, message("x", duplicate=True))[1]
 
 
+def test_what_is_under_way_from_a_lost_session_counts_in_the_window_until_it_is_done() -> None:
+    line: AckLine[mqtt5.PublishPacket] = AckLine()
+    under_way, _ = line.arrive(1, message("x"))
+    done, _ = line.arrive(2, message("y"))
+    line.settle(done)
+    line.disconnected()
+    line.session_lost()
+    assert len(line) == 1
+    assert line.settle(under_way)
+    assert len(line) == 0
+    assert line.ready() == []
+
+
 class Line(RuleBasedStateMachine):
     """A broker that repeats what is unacknowledged, in order, after every reconnect."""
 
