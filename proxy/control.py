@@ -8,11 +8,14 @@ import array
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
+
+log = logging.getLogger("weir.agent")
 
 MAX_MESSAGE = 64 * 1024
 MAX_DESCRIPTORS = 64  # the kernel takes 253 (SCM_MAX_FD)
@@ -23,7 +26,8 @@ Message = dict[str, Any]
 class Channel:
     """One end. `receive(message, descriptors)` is called for each message, `closed()` once at EOF.
 
-    Descriptors handed to `receive` belong to the callee. Must be made inside a running loop.
+    An exception out of `receive` is logged and ends the channel like an EOF. Descriptors handed to
+    it belong to the callee. Must be made inside a running loop.
     """
 
     def __init__(
@@ -95,10 +99,18 @@ class Channel:
             except OSError:
                 data, descriptors = b"", []
             if not data:
-                self.close()
-                self._closed()
+                self._end()
                 return
-            self._receive(json.loads(data), descriptors)
+            try:
+                self._receive(json.loads(data), descriptors)
+            except Exception:  # a side that can't follow is as good as dead: start it anew
+                log.exception("control message of %d bytes can't be handled", len(data))
+                self._end()
+                return
+
+    def _end(self) -> None:
+        self.close()
+        self._closed()
 
     @staticmethod
     def _drop(descriptors: list[int]) -> None:

@@ -164,6 +164,8 @@ class Worker:
         if name not in self._tenants:  # it left while the message was under way
             for sock in sockets:
                 sock.close()
+            if message["op"] == "release":
+                self._channel.send({"op": "released", "pod": name})
             return
         tenant, _ = self._tenants[name]
         if message["op"] == "sockets":

@@ -80,6 +80,22 @@ async def test_no_descriptor_is_left_when_the_peer_dies_with_messages_queued() -
     assert len(os.listdir("/proc/self/fd")) == before - 2
 
 
+async def test_a_side_that_can_not_handle_a_message_ends_instead_of_going_on_half_informed() -> (
+    None
+):
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    a = End(ours)
+    gone = asyncio.Event()
+
+    def fail(message: Message, descriptors: list[int]) -> None:
+        raise KeyError("pod")
+
+    Channel(theirs, fail, gone.set)
+    a.channel.send({"op": "adopt"})
+    await gone.wait()
+    await a.gone.wait()
+
+
 async def test_a_message_over_the_limit_is_refused_with_its_operation() -> None:
     a, b = pair()
     with pytest.raises(ValueError, match="'adopt'"):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.local.conftest import EXAMPLE, ROOT, Run, Starter, left_behind
+from tests.local.conftest import EXAMPLE, FUNCTION, ROOT, Run, Starter, left_behind
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="a pod of its own needs root")
 # somebody without rights, who may still read where the tests' Python is installed
@@ -88,7 +88,7 @@ def test_what_a_killed_run_left_is_removed_by_the_next(weir_run: Starter) -> Non
     killed.process.kill()
     killed.process.wait()
     run = weir_run(*FLEET, "--for", "1")
-    run.summary()
+    assert run.summary()["problems"] == [], run.notes.read_text()
     assert ended(run) == 0
     assert left_behind(killed.process.pid) == []
 
@@ -199,3 +199,81 @@ def test_signals_before_the_start_is_over_end_it_cleanly(weir_run: Starter) -> N
     run.process.send_signal(signal.SIGTERM)
     assert ended(run) == 130
     assert left_behind(run.process.pid) == []
+
+
+def test_what_a_function_does_not_take_in_one_run_is_delivered_in_the_next(
+    weir_run: Starter, tmp_path: Path
+) -> None:
+    busy = tmp_path / "busy.py"
+    busy.write_text(
+        "import http.server, os\n"
+        "class Busy(http.server.BaseHTTPRequestHandler):\n"
+        "    def do_POST(self): self.send_error(503)\n"
+        "    def log_message(self, *_): pass\n"
+        "http.server.ThreadingHTTPServer(('', int(os.environ['PORT'])), Busy).serve_forever()\n"
+    )
+    first = weir_run(*FLEET, "--for", "3", command=(sys.executable, str(busy)))
+    refused = first.summary()
+    assert refused["delivered"] == 0
+    assert refused["unacknowledged"] > 0
+    assert "blocked" in refused["session"]
+    assert any("undelivered" in problem for problem in refused["problems"])
+    assert ended(first) == 1
+    second = weir_run("--verify", "/count")
+    second.until(lambda s: s["delivered"] >= refused["published"])
+    summary = second.stop()
+    assert summary["problems"] == []
+    assert summary["delivered"] == summary["function_count"] == refused["published"]
+
+
+@pytest.mark.parametrize("arguments", [("--no-pod",), pytest.param((), marks=needs_root)])
+def test_a_killed_relay_worker_costs_no_event(
+    weir_run: Starter, arguments: tuple[str, ...]
+) -> None:
+    run = weir_run(*FLEET, *arguments)
+    run.until(lambda s: s["delivered"] > 20)
+    workers = [
+        int(entry.name)
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit() and _is_worker_of(entry, run.process.pid)
+    ]
+    assert len(workers) == 1
+    os.kill(workers[0], signal.SIGKILL)
+    seen = run.samples[-1]["delivered"]
+    run.until(lambda s: s["delivered"] > seen + 100)
+    summary = run.stop()
+    assert summary["unacknowledged"] == summary["quarantined"] == 0
+    assert summary["delivered"] >= summary["published"]
+
+
+def test_a_frozen_function_makes_events_wait_and_loses_none(
+    weir_run: Starter, tmp_path: Path
+) -> None:
+    pid_file = tmp_path / "pid"
+    command = ("sh", "-c", f"echo $$ > {pid_file}; exec {' '.join(FUNCTION)}")
+    run = weir_run(*FLEET, "--verify", "/count", command=command)
+    run.until(lambda s: s["delivered"] > 20)
+    function = int(pid_file.read_text())
+    os.kill(function, signal.SIGSTOP)
+    run.until(lambda s: s["unacknowledged"] > 20)
+    os.kill(function, signal.SIGCONT)
+    run.until(lambda s: s["unacknowledged"] < 10)
+    summary = run.stop()
+    assert summary["problems"] == [], run.notes.read_text()
+    assert summary["delivered"] == summary["published"] == summary["function_count"]
+
+
+def _is_worker_of(entry: Path, run: int) -> bool:
+    """Whether /proc/PID is a relay worker whose agent belongs to the run."""
+    try:
+        if "weir.proxy.worker" not in (entry / "cmdline").read_text():
+            return False
+        agent = _parent(entry)
+        return _parent(Path(f"/proc/{agent}")) == run
+    except OSError:
+        return False
+
+
+def _parent(entry: Path) -> int:
+    (line,) = (x for x in (entry / "status").read_text().splitlines() if x.startswith("PPid:"))
+    return int(line.split()[1])
