@@ -24,6 +24,7 @@ from weir.adaptor.events import (
     Event,
     MalformedEvent,
     check,
+    encode_value,
     from_json,
     header,
     http_headers,
@@ -43,6 +44,9 @@ PASSED_ON = frozenset(
     ]
 )
 """User properties of a plain message that have a meaning of their own in CloudEvents."""
+
+_TELLING = PASSED_ON | {"time", "specversion", "ce-specversion"}
+"""User properties that say more about the event than its id."""
 
 REMEMBERED = 10_000
 """Rendered heads kept per route; publishers that mint topics must not grow us without end."""
@@ -103,18 +107,21 @@ class Mapper:
         Raises MalformedEvent.
         """
         content_type = message.content_type
+        properties = message.user_properties
         if (
             message.retain
             or message.duplicate
             or message.payload_format_indicator
             or message.message_expiry_interval is not None
-            or message.user_properties
+            or (properties and any(name in _TELLING for name, _ in properties))
             or self._maybe_cloudevent(content_type, message)
         ):
             event = self.event(message, event_id, received)
             return http_headers(event), event.data
         key = (message.topic, content_type, message.packet_id is None)
         rendered = self._rendered.get(key) or self._render(key, message)
+        if properties:
+            event_id = encode_value(event_id)  # the publisher's; minted ones need no encoding
         stamp = f"ce-id: {event_id}\r\nce-time: {self._clock.text(received)}\r\n"
         return rendered + stamp.encode("ascii"), message.payload
 

@@ -99,8 +99,9 @@ def _cpu(pid: int) -> float:
 
 
 @contextlib.contextmanager
-def _child(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+def _child(command: list[str], *, quiet: bool = False) -> Iterator[subprocess.Popen[bytes]]:
+    stderr = subprocess.DEVNULL if quiet else None
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)
     try:
         yield process
     finally:
@@ -124,7 +125,7 @@ def _mosquitto(folder: Path) -> Iterator[int]:
         f"listener {port} 127.0.0.1\nallow_anonymous true\nmax_inflight_messages 256\n"
         f"max_queued_messages 0\nset_tcp_nodelay true\nlog_type error\n{user}"
     )
-    with _child([binary, "-c", str(configuration)]):
+    with _child([binary, "-c", str(configuration)], quiet=True):
         _wait_for(port)
         yield port
 
