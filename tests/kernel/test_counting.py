@@ -23,9 +23,11 @@ from tests.kernel.direct import (
     Direct,
 )
 from tests.pods import USER_PORT, needs_kernel, until
+from weir.proxy.kernel import PodCounters
 
 pytestmark = needs_kernel
 
+CHUNKED_HEAD = CHUNKED_POST[: CHUNKED_POST.index(b"\r\n\r\n") + 4]
 LONG_FIELDS = b"".join(b"C%d: %s\r\n" % (i, b"t" * 300) for i in range(30))
 LONG_ANSWER_FIELDS = b"".join(b"Tr%d: %s\r\n" % (i, b"c" * 900) for i in range(40))
 
@@ -162,6 +164,12 @@ def test_a_chunked_request_may_be_cut_anywhere(direct: Direct) -> None:
             1,
             id="the same length twice",
         ),
+        pytest.param(
+            b"POST / HTTP/1.1\r\nContent-Length:2\r\ncontent-length:2\r\n\r\nxx",
+            OK,
+            1,
+            id="the same length twice, without a space",
+        ),
         pytest.param(CHUNKED_POST, CHUNKED_OK[:-2] + b"T: 1\r\nU: 2\r\n\r\n", 1, id="trailers"),
     ],
 )
@@ -219,6 +227,15 @@ def test_a_close_delimited_answer_ends_with_the_connection(direct: Direct) -> No
     direct.expect(0, 1, 1, 0)
 
 
+def test_a_close_delimited_answer_ends_when_the_app_shuts_its_side_down(direct: Direct) -> None:
+    exchange = direct.connect()
+    exchange.ask(GET)
+    exchange.answer(b"HTTP/1.1 200 OK\r\n\r\nbody")
+    exchange.server.shutdown()
+    direct.expect(0, 1, 1, 0)
+    assert direct.counters.open_connections == 1
+
+
 def test_an_upgraded_connection_is_one_request_until_it_closes(direct: Direct) -> None:
     exchange = direct.connect()
     exchange.ask(GET)
@@ -256,9 +273,34 @@ def test_a_method_that_begins_like_the_preface_is_an_ordinary_request(direct: Di
     assert direct.since("untracked_http2") == 0
 
 
-def test_what_is_not_http_counts_as_one_request_until_it_closes(direct: Direct) -> None:
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        pytest.param(b"\x16\x03\x01\x02\x00\x01\xfc\x03", id="TLS"),
+        pytest.param(b"POST / HTTP/1.1\r\nContent-Length: 9999999999999999\r\n\r\n", id="length"),
+        pytest.param(CHUNKED_HEAD + b"fffffffffffff\r\n", id="chunk size"),
+        pytest.param(CHUNKED_HEAD + b"1\r\na\rX\n", id="a chunk that does not end"),
+        pytest.param(CHUNKED_HEAD + b"1\r\naX", id="a chunk that is too long"),
+    ],
+)
+def test_what_is_not_http_counts_as_one_request_until_it_closes(
+    direct: Direct, request_bytes: bytes
+) -> None:
     exchange = direct.connect()
-    exchange.ask(b"\x16\x03\x01\x02\x00\x01\xfc\x03")
+    exchange.ask(request_bytes)
+    direct.expect(1, 1, 0, 0)
+    assert direct.since("malformed") == 1
+    exchange.answer(OK)
+    exchange.ask(GET)
+    direct.expect(1, 1, 0, 0)
+    exchange.close()
+    direct.expect(0, 1, 1, 0)
+
+
+def test_an_answer_that_is_not_http_counts_until_it_closes(direct: Direct) -> None:
+    exchange = direct.connect()
+    exchange.ask(GET)
+    exchange.answer(b"<html>")
     direct.expect(1, 1, 0, 0)
     assert direct.since("malformed") == 1
     exchange.close()
@@ -390,7 +432,8 @@ def test_relayed_connections_are_never_counted(direct: Direct) -> None:
     assert direct.since("connections") == 0
 
 
-def test_the_integral_is_what_the_callers_saw(direct: Direct) -> None:
+@pytest.mark.parametrize("end", ["answered", "aborted"])
+def test_the_integral_is_what_the_callers_saw(direct: Direct, end: str) -> None:
     before = direct.counters
     at_least = at_most = 0
     held = []
@@ -399,8 +442,7 @@ def test_the_integral_is_what_the_callers_saw(direct: Direct) -> None:
         asking = time.monotonic_ns()
         exchange.ask(GET)
         held.append((exchange, asking, time.monotonic_ns()))
-    hold_until = time.monotonic() + 0.05
-    until(lambda: time.monotonic() >= hold_until)
+    hold(0.05)
 
     first = time.monotonic_ns()
     middle = direct.counters
@@ -410,12 +452,16 @@ def test_the_integral_is_what_the_callers_saw(direct: Direct) -> None:
     assert sum(first - asked for _, _, asked in held) <= so_far
     assert so_far <= sum(last - asking for _, asking, _ in held)
 
-    for exchange, asking, asked in held:
-        answering = time.monotonic_ns()
-        exchange.answer(OK)
-        at_least += answering - asked
+    for number, (exchange, asking, asked) in enumerate(held, start=1):
+        ending = time.monotonic_ns()
+        if end == "answered":
+            exchange.answer(OK)
+        else:
+            exchange.reset()
+        until(lambda number=number: direct.counts().in_flight == 3 - number)  # type: ignore[misc]
+        at_least += ending - asked
         at_most += time.monotonic_ns() - asking
-    direct.expect(0, 3, 3, 0)
+    direct.expect(0, 3, *((3, 0) if end == "answered" else (0, 3)))
     assert at_least <= direct.counters.integral_ns - before.integral_ns <= at_most
 
 
@@ -425,17 +471,29 @@ def test_the_latency_histogram_is_that_of_the_finished_requests(direct: Direct) 
     asking = time.monotonic_ns()
     exchange.ask(GET)
     asked = time.monotonic_ns()
-    hold_until = time.monotonic() + 0.02
-    until(lambda: time.monotonic() >= hold_until)
+    hold(0.02)
     at_least = time.monotonic_ns() - asked
     exchange.answer(OK)
     direct.expect(0, 1, 1, 0)
     at_most = time.monotonic_ns() - asking
-    new = [now - then for now, then in zip(direct.counters.latency, before.latency, strict=True)]
-    assert sum(new) == 1
-    start, end = bounds_of(new.index(1))
+    (start, end) = new_latencies(before, direct.counters)[0]
     assert start * 1000 <= at_most
     assert end * 1000 >= at_least
+
+
+def test_a_pipelined_request_runs_from_the_end_of_the_answer_before_it(direct: Direct) -> None:
+    before = direct.counters
+    exchange = direct.connect()
+    exchange.ask(GET * 2)
+    hold(0.05)
+    answering = time.monotonic_ns()
+    exchange.answer(OK)
+    exchange.answer(OK)
+    at_most = time.monotonic_ns() - answering
+    direct.expect(0, 2, 2, 0)
+    second, first = new_latencies(before, direct.counters)
+    assert second[0] * 1000 <= at_most
+    assert first[1] * 1000 >= 50_000_000
 
 
 @pytest.mark.parametrize("kind", ["Content-Length", "chunked"])
@@ -490,6 +548,20 @@ def receive_and_drop(client: socket.socket, size: int) -> int:
             break
         got += n
     return got
+
+
+def hold(seconds: float) -> None:
+    """Let a request be outstanding for at least this long."""
+    end = time.monotonic() + seconds
+    until(lambda: time.monotonic() >= end)
+
+
+def new_latencies(before: PodCounters, after: PodCounters) -> list[tuple[int, int]]:
+    """[from, to) in microseconds of each request that finished in between, fastest first."""
+    found = []
+    for bucket, (then, now) in enumerate(zip(before.latency, after.latency, strict=True)):
+        found += [bounds_of(bucket)] * (now - then)
+    return found
 
 
 def bounds_of(bucket: int) -> tuple[int, int]:
