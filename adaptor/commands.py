@@ -43,7 +43,13 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     adaptor = subparsers.add_parser(
         "adaptor", help="turn MQTT messages into CloudEvents and deliver them over HTTP"
     )
-    adaptor.add_argument("--broker", required=True, metavar="mqtt[s]://[USER:PASSWORD@]HOST[:PORT]")
+    adaptor.add_argument(
+        "--broker",
+        default=os.environ.get("WEIR_BROKER"),
+        required="WEIR_BROKER" not in os.environ,
+        metavar="mqtt[s]://[USER:PASSWORD@]HOST[:PORT]",
+        help="or WEIR_BROKER in the environment, which keeps a password out of the process list",
+    )
     adaptor.add_argument("--broker-ca", type=Path, help="PEM file that signs the broker")
     adaptor.add_argument("--routes", required=True, type=Path, help="the routes file (YAML)")
     adaptor.add_argument("--function-url", help="where the sink `function` is")

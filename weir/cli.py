@@ -92,12 +92,15 @@ def _run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> Non
 
 
 def _call_run(args: argparse.Namespace) -> int:
+    from weir.adaptor.broker import Broker
     from weir.adaptor.routes import RoutesError, load
     from weir.local.run import RunOptions, run
 
     try:
         load(args.routes)
-    except RoutesError as e:
+        if args.broker is not None:
+            Broker.parse(args.broker)
+    except (RoutesError, ValueError) as e:
         return fail(str(e))
     if not 0 < args.port < 65536:
         return fail(f"--port {args.port}: not a port (1-65535)")

@@ -13,6 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from weir.adaptor import broker as address
 from weir.local.children import Child, Print
 
 START_SECONDS = 15.0
@@ -27,9 +28,11 @@ class BrokerError(Exception):
 
 @dataclass
 class Broker:
-    """`version` is what it speaks ("auto" for a broker that isn't ours), `note` is for the user."""
+    """`version` is what it speaks ("auto" for a broker that isn't ours); `name` is the URL without
+    user and password, `note` is for the user."""
 
     url: str
+    name: str
     version: str
     note: str
     child: Child | None = None
@@ -49,7 +52,7 @@ async def start(url: str | None, directory: Path, output: Print) -> Broker:
     Raises BrokerError when neither mosquitto nor amqtt is there, or it doesn't come up.
     """
     if url is not None:
-        return Broker(url, "auto", "yours")
+        return Broker(url, str(address.Broker.parse(url)), "auto", "yours")
     port = free_port()
     mosquitto = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if mosquitto is not None:
@@ -76,7 +79,7 @@ async def start(url: str | None, directory: Path, output: Print) -> Broker:
         )
     child = Child("broker", lambda name, line: None if _ROOT in line else output(name, line))
     await child.start(command)
-    broker = Broker(f"mqtt://127.0.0.1:{port}", version, note, child)
+    broker = Broker(url := f"mqtt://127.0.0.1:{port}", url, version, note, child)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(START_SECONDS):
             while child.running:

@@ -8,20 +8,22 @@ import argparse
 import asyncio
 import json
 import math
+import os
 import random
 import signal
 import sys
 import time
-from urllib.parse import urlsplit
 
 import aiomqtt
+
+from weir.adaptor.broker import Broker
 
 
 class Fleet:
     """`devices` readings every `interval` seconds in all, spread evenly."""
 
     def __init__(self, broker: str, devices: int, interval: float) -> None:
-        self._broker = urlsplit(broker)
+        self._broker = Broker.parse(broker)
         self._devices = devices
         self._interval = interval
         self.published = 0
@@ -37,10 +39,11 @@ class Fleet:
         noise = random.Random(number)
         start = time.monotonic() + self._interval * number / self._devices
         async with aiomqtt.Client(
-            self._broker.hostname or "127.0.0.1",
-            self._broker.port or 1883,
+            self._broker.host,
+            self._broker.port,
             username=self._broker.username,
             password=self._broker.password,
+            tls_context=self._broker.ssl_context(),
             identifier=f"weir-fleet-{name}",
         ) as client:
             step = 0
@@ -74,7 +77,11 @@ async def _stopped(stop: asyncio.Event, until: float) -> bool:
 def main(argv: list[str]) -> int:
     """Started by `weir run --devices N`; works against any broker by hand, too."""
     parser = argparse.ArgumentParser(prog="weir-fleet", description=__doc__)
-    parser.add_argument("--broker", required=True, help="mqtt://[user:password@]host[:port]")
+    parser.add_argument(
+        "--broker",
+        default=os.environ.get("WEIR_BROKER", "mqtt://127.0.0.1"),
+        help="mqtt://[user:password@]host[:port], or in the environment as WEIR_BROKER",
+    )
     parser.add_argument("--devices", type=int, default=20)
     parser.add_argument("--interval", type=float, default=0.1, help="seconds between readings")
     args = parser.parse_args(argv)

@@ -109,10 +109,9 @@ class LocalRun:
 
     async def _start(self, undo: contextlib.AsyncExitStack, stop: asyncio.Event) -> None:
         options, note = self._options, self._view.note
-        broker = await brokers.start(options.broker, self._state, note)
+        self._broker = broker = await brokers.start(options.broker, self._state, note)
         undo.push_async_callback(broker.close)
-        note("weir", f"broker {broker.url} ({broker.note})")
-        self._broker_url = broker.url
+        note("weir", f"broker {broker.name} ({broker.note})")
         self._make_pod(undo)
         undo.push_async_callback(self._function.stop, 10.0)
         await self._start_agent(undo)
@@ -193,34 +192,46 @@ class LocalRun:
         await self._adaptor.start(
             [
                 *(sys.executable, "-P", "-m", "weir", "adaptor"),
-                *("--broker", self._broker_url, "--routes", str(self._options.routes)),
+                *("--routes", str(self._options.routes)),
                 *("--function-url", self._function_url, "--mqtt-version", version),
                 *("--quarantine", str(self._state / "quarantine.sqlite")),
                 *("--status", str(self._tmp / "adaptor.sock")),
-            ]
+            ],
+            # by environment: a password must not stand in the list of processes
+            {"WEIR_BROKER": self._broker.url},
         )
         self._sampler = Sampler(self._adaptor.pid)
-        await self._until(
-            stop,
-            lambda: all(s["connected"] for s in self._adaptor_status()["sinks"]),
-            self._adaptor,
-        )
+        sinks: list[dict[str, Any]] = []
+
+        def connected() -> bool:
+            sinks[:] = self._adaptor_status()["sinks"]
+            return all(s["connected"] for s in sinks)
+
+        try:
+            await self._until(stop, connected, self._adaptor)
+        except RunError as e:
+            if not sinks or self._broker.child is not None or self._options.devices:
+                raise RunError(f"{e}: {sinks[0]['session']}" if sinks else str(e)) from None
+            # it goes on trying, and the view shows for how long
+            note = next(s["session"] for s in sinks if not s["connected"])
+            self._view.note("weir", f"not connected to the broker yet: {note}")
 
     async def _start_fleet(self) -> None:
         options = self._options
         await self._fleet.start(
             [
-                *(sys.executable, "-P", "-m", "weir.local.fleet", "--broker", self._broker_url),
+                *(sys.executable, "-P", "-m", "weir.local.fleet"),
                 *("--devices", str(options.devices), "--interval", str(options.interval)),
-            ]
+            ],
+            {"WEIR_BROKER": self._broker.url},
         )
 
     async def _show(self, stop: asyncio.Event, keeper: "asyncio.Task[None]") -> None:
         """Samples until told to stop; raises RunError when a part of ours ends by itself."""
         until = time.monotonic() + (self._options.seconds or float("inf"))
         while not stop.is_set() and time.monotonic() < until:
-            for child in (self._agent, self._adaptor):
-                if not child.running:
+            for child in (self._agent, self._adaptor, self._broker.child):
+                if child is not None and not child.running:
                     raise RunError(f"{child.name} ended: {' / '.join(child.tail) or 'no output'}")
             if keeper.done():
                 keeper.result()
@@ -259,7 +270,7 @@ class LocalRun:
     async def _summary(self, sample: Sample, seconds: float, cpu: dict[str, float]) -> int:
         counted = sample.direct_requests + sample.relayed_requests
         claimed = await self._function_count()
-        per_event = {n: s * 1e6 / (sample.delivered or 1) for n, s in cpu.items()}
+        per_event = {n: s * 1e6 / sample.delivered for n, s in cpu.items() if sample.delivered}
         published = self._published
         lines = [
             ("time", f"{seconds:.1f} s"),
@@ -274,7 +285,7 @@ class LocalRun:
                 "latency in the function",
                 f"p50 {_ms(sample.direct_p50)}, p99 {_ms(sample.direct_p99)}",
             ),
-            ("CPU per event", ", ".join(f"{n} {us:.0f} us" for n, us in per_event.items())),
+            ("CPU per event", ", ".join(f"{n} {us:.0f} us" for n, us in per_event.items()) or "-"),
         ]
         problems = []
         if sample.unacknowledged:
@@ -299,7 +310,8 @@ class LocalRun:
             )
             if not agree:
                 problems.append("the counts differ")
-        lines.append(("result", "; ".join(problems) or "every event was delivered"))
+        fine = "every event was delivered" if sample.delivered else "no event came"
+        lines.append(("result", "; ".join(problems) or fine))
         facts = asdict(sample) | {
             "published": published, "counted": counted, "function_count": claimed,
             "cpu_us_per_event": per_event, "problems": problems,

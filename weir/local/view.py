@@ -123,10 +123,10 @@ class LiveView:
 
 def line(s: Sample) -> str:
     """A sample in one line."""
-    path = s.path if s.path == "direct" else f"{s.path or '-'} ({s.reason})"
+    path = f"{s.path} ({s.reason})" if s.reason else s.path
     return (
         f"{s.events_per_second:7.0f} events/s  {s.delivered} delivered  "
-        f"{s.unacknowledged} unacknowledged  path {path}  "
+        f"{s.unacknowledged} unacknowledged  {s.session}  {path}  "
         f"direct {s.direct_requests}  relayed {s.relayed_requests}  "
         f"p50 {_ms(s.event_p50)}  p99 {_ms(s.event_p99)}  "
         f"cpu/event adaptor {s.adaptor_cpu_us:.0f} us, agent {s.agent_cpu_us:.0f} us"
