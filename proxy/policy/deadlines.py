@@ -29,6 +29,11 @@ class Timeouts:
     response_start: float = 0.0
     idle: float = 0.0
 
+    @property
+    def shortest(self) -> float:
+        """No timer fires earlier than this after the start; inf when all are off."""
+        return min((t for t in (self.request, self.response_start, self.idle) if t), default=inf)
+
     @classmethod
     def of(cls, settings: RevisionSettings) -> Timeouts:
         return cls(settings.timeout, settings.response_start_timeout, settings.idle_timeout)

@@ -81,7 +81,12 @@ class Histogram:
         self._counts = [0] * BUCKETS
 
     def record(self, seconds: float) -> None:
-        self._counts[bucket(int(seconds * 1e6))] += 1
+        microseconds = int(seconds * 1e6)
+        shift = microseconds.bit_length() - SUB_BITS - 1
+        if shift <= 0 or shift >= _TOP:
+            self._counts[bucket(microseconds)] += 1
+        else:  # the same as bucket(), without the call: this is on the path of every request
+            self._counts[(shift << SUB_BITS) + (microseconds >> shift)] += 1
 
     def snapshot(self) -> Latencies:
         return Latencies(tuple(self._counts))

@@ -21,17 +21,18 @@ class Report:
 
 
 class Meter:
-    """Counts requests in and out, and how long how many were in."""
+    """Counts requests in and out, and how long how many were in.
+
+    `arrived` and the integrals only grow; a report is their difference since the last one.
+    """
 
     __slots__ = (
-        "_area",
-        "_area_proxied",
-        "_count",
-        "_count_proxied",
-        "_elapsed",
         "_integral",
+        "_integral_proxied",
         "_last",
+        "_reported",
         "arrived",
+        "arrived_proxied",
         "in_flight",
         "proxied",
     )
@@ -40,18 +41,19 @@ class Meter:
         self.in_flight = 0
         self.proxied = 0
         self.arrived = 0
+        self.arrived_proxied = 0
         self._last = now
-        self._area = self._area_proxied = self._elapsed = self._integral = 0.0
-        self._count = self._count_proxied = 0
+        self._integral = 0.0
+        self._integral_proxied = 0.0
+        self._reported = (now, 0.0, 0.0, 0, 0)
 
     def arrive(self, now: float, proxied: bool = False) -> None:
         self._advance(now)
         self.in_flight += 1
         self.arrived += 1
-        self._count += 1
         if proxied:
             self.proxied += 1
-            self._count_proxied += 1
+            self.arrived_proxied += 1
 
     def depart(self, now: float, proxied: bool = False) -> None:
         self._advance(now)
@@ -67,24 +69,30 @@ class Meter:
     def report(self, now: float) -> Report:
         """Close the period. Requests in flight stay, everything counted starts anew."""
         self._advance(now)
-        seconds = self._elapsed
+        then, integral, integral_proxied, arrived, arrived_proxied = self._reported
+        seconds = self._last - then
         report = Report(
-            average=self._area / seconds if seconds else 0.0,
-            average_proxied=self._area_proxied / seconds if seconds else 0.0,
-            count=self._count,
-            count_proxied=self._count_proxied,
+            average=(self._integral - integral) / seconds if seconds else 0.0,
+            average_proxied=(self._integral_proxied - integral_proxied) / seconds
+            if seconds
+            else 0.0,
+            count=self.arrived - arrived,
+            count_proxied=self.arrived_proxied - arrived_proxied,
         )
-        self._area = self._area_proxied = self._elapsed = 0.0
-        self._count = self._count_proxied = 0
+        self._reported = (
+            self._last,
+            self._integral,
+            self._integral_proxied,
+            self.arrived,
+            self.arrived_proxied,
+        )
         return report
 
     def _advance(self, now: float) -> None:
-        seconds = now - self._last
-        if seconds <= 0:
-            return
-        area = self.in_flight * seconds
-        self._elapsed += seconds
-        self._area += area
-        self._area_proxied += self.proxied * seconds
-        self._integral += area
-        self._last = now
+        """Time that runs backwards adds nothing (contract: only `if now > last`)."""
+        if now > self._last:
+            seconds = now - self._last
+            self._last = now
+            self._integral += self.in_flight * seconds
+            if self.proxied:
+                self._integral_proxied += self.proxied * seconds

@@ -19,7 +19,7 @@ from weir.proxy import contract
 from weir.proxy.policy.deadlines import Deadlines, Timeouts
 from weir.proxy.wire.connection import Connection, TransportError
 from weir.proxy.wire.dial import Dial, DialError, connect_once, dial_here
-from weir.proxy.wire.head import ResponseHead
+from weir.proxy.wire.head import ResponseHead, ResponseHeads
 from weir.proxy.wire.pool import IdlePool
 from weir.proxy.wire.watch import Watch
 
@@ -204,7 +204,8 @@ class HttpClient:
         self._unsent = unsent
         self._dial = dial
         self._pool = IdlePool(limit, idle, time.monotonic)
-        self._watch = Watch(time.monotonic)
+        self._known = ResponseHeads()
+        self._watch: Watch[Call] = Watch(time.monotonic)
         self._waiting: deque[Call] = deque()
         self._open: set[Connection] = set()
         self._dials: set[asyncio.Task[None]] = set()
@@ -236,7 +237,7 @@ class HttpClient:
                 return
         call.wait(self._over)
         self._waiting.append(call)
-        self._watch.add(call)
+        self._watch.add(call, call.due())
         self._dial_for_waiting()
 
     async def close(self) -> None:
@@ -283,7 +284,7 @@ class HttpClient:
         timeouts = self._timeouts
         deadlines = Deadlines(timeouts, time.monotonic()) if timeouts is not None else None
         call.start(connection, self._over, self._body_limit, deadlines)
-        self._watch.add(call)
+        self._watch.add(call, call.due())
 
     def _over(self, call: Call, connection: Connection | None) -> None:
         self._watch.discard(call)
@@ -302,7 +303,7 @@ class HttpClient:
                 continue
             self._start(call, connection)
             return
-        self._pool.put(connection)
+        self._pool.put(connection, time.monotonic())
 
     def _gone(self, connection: Connection) -> None:
         self._open.discard(connection)
@@ -331,7 +332,7 @@ class HttpClient:
         loop = asyncio.get_running_loop()
         try:
             sock = await connect_once(self._dial, self.host, self.port, self._connect_timeout)
-            _, connection = await loop.create_connection(lambda: Connection(self._gone), sock=sock)
+            _, connection = await loop.create_connection(self._protocol, sock=sock)
         except TimeoutError:
             where = f"{self.host}:{self.port}"
             self._unreached(TransportError(f"dial tcp {where}: i/o timeout", sent=False))
@@ -342,6 +343,9 @@ class HttpClient:
             self.opened += 1
             self._open.add(connection)
             self._use(connection)
+
+    def _protocol(self) -> Connection:
+        return Connection(self._gone, self._known)
 
     def _unreached(self, error: TransportError) -> None:
         while self._waiting:

@@ -15,7 +15,7 @@ from typing import Protocol, cast
 from weir.proxy import contract
 from weir.proxy.wire.body import BodyReader, reader
 from weir.proxy.wire.flow import Flow
-from weir.proxy.wire.head import HEAD_END, Malformed, ResponseHead
+from weir.proxy.wire.head import HEAD_END, Malformed, ResponseHead, ResponseHeads
 
 
 class TransportError(Exception):
@@ -68,20 +68,21 @@ def plain_address(name: tuple[str, int] | None) -> bytes:
 class Connection(asyncio.Protocol):
     """`ask` one request at a time; after the response has ended, `reusable` says if another may go.
 
-    `used` counts the requests so far; a connection with none can't be stale.
+    `used` counts the requests so far; a connection with none can't be stale. `known` are heads that
+    the same server sent before.
     """
 
     __slots__ = (
         "_asker",
         "_body",
-        "_flow",
         "_gone",
-        "_head",
+        "_known",
         "_method",
         "_poll",
         "_rest",
         "_tunnel",
         "answered",
+        "flow",
         "idle_since",
         "reusable",
         "trailers",
@@ -89,11 +90,13 @@ class Connection(asyncio.Protocol):
         "used",
     )
 
-    def __init__(self, gone: Callable[[Connection], None]) -> None:
+    def __init__(
+        self, gone: Callable[[Connection], None], known: ResponseHeads | None = None
+    ) -> None:
         self._gone = gone
+        self._known = ResponseHeads() if known is None else known
         self._asker: Asker | None = None
         self._body: BodyReader | None = None
-        self._head: ResponseHead | None = None
         self._method = b""
         self._rest = bytearray()
         self._tunnel = False
@@ -116,12 +119,6 @@ class Connection(asyncio.Protocol):
     def send(self, buffers: Iterable[bytes]) -> None:
         """More of the request's body, or of a tunnel."""
         self.transport.writelines(buffers)
-
-    def hold(self, reason: int) -> None:
-        self._flow.hold(reason)
-
-    def release(self, reason: int) -> None:
-        self._flow.release(reason)
 
     def local_address(self) -> bytes:
         """The IP address of our end."""
@@ -151,7 +148,7 @@ class Connection(asyncio.Protocol):
     # --- asyncio ---------------------------------------------------------------------------
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        self._flow = Flow(self.transport)
+        self.flow = Flow(self.transport)
         self._poll = select.poll()
         self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
 
@@ -211,7 +208,8 @@ class Connection(asyncio.Protocol):
                 self._limit()
                 return
             end += 4
-            head = ResponseHead(data if end == len(data) else data[:end], self._method)
+            block = data if end == len(data) else data[:end]
+            head = self._known[block] if self._method != b"HEAD" else ResponseHead(block, b"HEAD")
             rest = data[end:]
             status = head.status
             if status >= 200:

@@ -17,23 +17,20 @@ BACKLOG = 2
 class Flow:
     """Reading of one transport, held while at least one reason holds."""
 
-    __slots__ = ("_reasons", "_transport")
+    __slots__ = ("_transport", "held")
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
-        self._reasons = 0
-
-    @property
-    def held(self) -> bool:
-        return self._reasons != 0
+        self.held = 0
+        """The reasons, 0 for none."""
 
     def hold(self, reason: int) -> None:
-        if not self._reasons and not self._transport.is_closing():
+        if not self.held and not self._transport.is_closing():
             self._transport.pause_reading()
-        self._reasons |= reason
+        self.held |= reason
 
     def release(self, reason: int) -> None:
-        if self._reasons & reason:
-            self._reasons &= ~reason
-            if not self._reasons and not self._transport.is_closing():
+        if self.held & reason:
+            self.held &= ~reason
+            if not self.held and not self._transport.is_closing():
                 self._transport.resume_reading()

@@ -3,8 +3,8 @@
 We find where a head ends and what its first line says; llhttp (httptools) judges the header block
 in between, so everything a request smuggler likes (obs-fold, bare CR or LF, blanks before a colon,
 two lengths, a length beside a transfer coding) ends in `Malformed`. What llhttp accepted is safe
-to split at CRLF. Header lines that nobody has to understand are never taken apart: they leave with
-the spelling, order and spacing they came with.
+to search for lines. Header lines that nobody has to understand are never taken apart: they leave
+with the spelling, order and spacing they came with.
 
 Refuses to know sockets, bodies and which requests are probes.
 """
@@ -12,6 +12,7 @@ Refuses to know sockets, bodies and which requests are probes.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Final
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
@@ -29,36 +30,60 @@ _OTHER_VERSION = re.compile(rb"[^ ]+ [^ ]+ HTTP/[0-9]+(?:\.[0-9]+)?")
 _ABSOLUTE = re.compile(rb"[A-Za-z][A-Za-z0-9+.\-]*://(?:[^/?#@]*@)?([^/?#]*)([^#]*)")
 _HOST = re.compile(rb"[A-Za-z0-9!$%&'()*+,\-.:;=\[\]_~]*")
 
-# what happens to a header line that we do understand
-_KEEP = 1  # it goes on as it came
-_LIST = 2  # repeated lines are one list
-_ONCE = 4  # a second line makes the message malformed
+_REMEMBERED_BYTES = 1024
+_REMEMBERED_HEADS = 64
+_HOP = contract.HOP_BY_HOP
+_REQUEST_NAMES = _HOP | {
+    b"host",
+    b"content-length",
+    b"expect",
+    b"user-agent",
+    b"forwarded",
+    b"x-forwarded-for",
+    b"x-forwarded-proto",
+    b"x-forwarded-host",
+    b"http2-settings",
+    contract.NETWORK_PROBE,
+    contract.NETWORK_HASH,
+    contract.KUBELET_PROBE,
+    contract.PROXY_REQUEST,
+    contract.ORIGINAL_HOST,
+    *contract.PRUNED,
+}
+_RESPONSE_NAMES = _HOP | {b"content-length", b"date"}
+_NOT_FOR_USER = (
+    _HOP | contract.PRUNED | {contract.ORIGINAL_HOST, b"http2-settings", b"x-forwarded-for"}
+)
+_REWRITTEN = _NOT_FOR_USER | {b"x-forwarded-proto", b"x-forwarded-host"}
+_ONCE = frozenset({b"host", b"content-length"})
+_LISTS = _HOP | {b"x-forwarded-for"}
+_PLAIN_TOKENS = frozenset({b"close", b"keep-alive", b"upgrade", b""})
+_NO_TOKENS: frozenset[bytes] = frozenset()
+_KEEP_ALIVE = frozenset({b"keep-alive"})
 
-_HOP = {name: _LIST for name in contract.HOP_BY_HOP}
-_REQUEST_FIELDS = {
-    **_HOP,
-    b"host": _KEEP | _ONCE,
-    b"content-length": _KEEP | _ONCE,
-    b"expect": _KEEP,
-    b"user-agent": _KEEP,
-    b"forwarded": _KEEP,
-    b"x-forwarded-for": _LIST,
-    b"x-forwarded-proto": _KEEP,
-    b"x-forwarded-host": _KEEP,
-    contract.NETWORK_PROBE: _KEEP,
-    contract.NETWORK_HASH: _KEEP,
-    contract.KUBELET_PROBE: _KEEP,
-    contract.PROXY_REQUEST: _KEEP,
-    contract.ORIGINAL_HOST: 0,
-    b"http2-settings": 0,
-    **dict.fromkeys(contract.PRUNED, 0),
-}
-_RESPONSE_FIELDS = {
-    **_HOP,
-    b"content-length": _KEEP | _ONCE,
-    b"date": _KEEP,
-}
-_FRAMING = frozenset({b"host", b"content-length"})
+
+def _any_of(names: Iterable[bytes]) -> bytes:
+    """A pattern for any of the names, branching on the first letter so that it fails fast."""
+    initials: dict[bytes, list[bytes]] = {}
+    for name in sorted(names):
+        initials.setdefault(name[:1], []).append(re.escape(name[1:]))
+    groups = (initial + b"(?:" + b"|".join(rest) + b")" for initial, rest in initials.items())
+    return b"(?i:" + b"|".join(groups) + b")"
+
+
+def _fields_of(names: Iterable[bytes]) -> re.Pattern[bytes]:
+    return re.compile(rb"\r\n(" + _any_of(names) + rb"):[ \t]*([^\r]*)")
+
+
+def _lines_of(names: Iterable[bytes]) -> re.Pattern[bytes]:
+    return re.compile(rb"\r\n" + _any_of(names) + rb":[^\r]*")
+
+
+_REQUEST_FIELDS = _fields_of(_REQUEST_NAMES)
+_RESPONSE_FIELDS = _fields_of(_RESPONSE_NAMES)
+_LINES_NOT_FOR_USER = _lines_of(_NOT_FOR_USER)
+_LINES_NOT_FOR_CLIENT = _lines_of(_HOP)
+_HOST_LINE = _lines_of([b"host"])
 
 
 class Malformed(ValueError):
@@ -104,45 +129,34 @@ def check_fields(block: bytes) -> None:
         raise Malformed(str(error)) from None
 
 
-def _read(
-    block: bytes, lines: list[bytes], understood: dict[bytes, int]
-) -> tuple[dict[bytes, bytes], frozenset[bytes]]:
-    """Append the lines that stay to `lines`; return what was understood and Connection's tokens."""
-    check_fields(block)
+def _understood(fields: re.Pattern[bytes], data: bytes, end: int) -> dict[bytes, bytes]:
+    """Check the header block behind `end` (of the first line); the fields that mean something."""
+    check_fields(data[end + 2 :])
     seen: dict[bytes, bytes] = {}
-    if len(block) > 2:
-        for line in block[:-4].split(b"\r\n"):
-            name, _, value = line.partition(b":")
-            name = name.lower()
-            kind = understood.get(name)
-            if kind is None:
-                lines.append(line)
-                continue
-            if name not in seen:
-                seen[name] = value.strip()
-            elif kind & _LIST:
-                seen[name] += b", " + value.strip()
-            elif kind & _ONCE:
-                raise Malformed(f"more than one {name.decode()}")
-            if kind & _KEEP:
-                lines.append(line)
-    connection = seen.get(b"connection")
-    if connection is None:
-        return seen, _NO_TOKENS
-    tokens = frozenset([token.strip() for token in connection.lower().split(b",")])
-    if tokens - _PLAIN_TOKENS:
-        first, *fields = lines
-        lines[:] = [first, *(line for line in fields if not _named(line, tokens))]
-    return seen, tokens
+    for name, value in fields.findall(data, end):
+        name = name.lower()
+        if name not in seen:
+            seen[name] = value.rstrip()
+        elif name in _LISTS:
+            seen[name] += b", " + value.rstrip()
+        elif name in _ONCE:
+            raise Malformed(f"more than one {name.decode()}")
+    return seen
 
 
-_NO_TOKENS: frozenset[bytes] = frozenset()
-_PLAIN_TOKENS = frozenset({b"close", b"keep-alive", b"upgrade", b""})
+def _tokens(connection: bytes) -> frozenset[bytes]:
+    connection = connection.lower()
+    if connection == b"keep-alive":
+        return _KEEP_ALIVE
+    return frozenset([token.strip() for token in connection.split(b",")])
 
 
-def _named(line: bytes, tokens: frozenset[bytes]) -> bool:
-    name = line.partition(b":")[0].lower()
-    return name in tokens and name not in _FRAMING
+def _without(data: bytes, tokens: frozenset[bytes]) -> bytes:
+    """The head without the fields that Connection names, but never without its framing."""
+    named = tokens - _PLAIN_TOKENS - _ONCE
+    first, *lines = data[:-4].split(b"\r\n")
+    kept = (line for line in lines if line.partition(b":")[0].lower() not in named)
+    return b"\r\n".join([first, *kept, b"", b""])
 
 
 def _transfer_coding(seen: dict[bytes, bytes], minor: int) -> bool:
@@ -162,10 +176,10 @@ class RequestHead:
     """A request as it came in. `length` is 0 without a body, None when the body is chunked."""
 
     __slots__ = (
-        "_host_at",
+        "_data",
+        "_tokens",
         "close",
         "length",
-        "lines",
         "method",
         "minor",
         "seen",
@@ -176,20 +190,20 @@ class RequestHead:
     def __init__(self, data: bytes) -> None:
         """Raises Malformed. `data` is one whole head with the empty line that ends it."""
         end = data.find(b"\r\n")
-        line = data[:end]
-        match = _REQUEST_LINE.fullmatch(line)
+        match = _REQUEST_LINE.fullmatch(data, 0, end)
         if match is None:
-            if _OTHER_VERSION.fullmatch(line):
+            if _OTHER_VERSION.fullmatch(data, 0, end):
                 raise Malformed("not HTTP/1", 505, b"HTTP Version Not Supported")
             raise Malformed("request line")
         self.method, self.target, minor = match.groups()
         self.minor = 1 if minor == b"1" else 0
-        self.lines = [line]
-        seen, tokens = _read(data[end + 2 :], self.lines, _REQUEST_FIELDS)
-        self.seen = seen
-        length = seen.get(b"content-length")
+        self._data = data
+        self.seen = seen = _understood(_REQUEST_FIELDS, data, end)
         chunked = _transfer_coding(seen, self.minor)
+        length = seen.get(b"content-length")
         self.length: int | None = None if chunked else int(length) if length else 0
+        connection = seen.get(b"connection")
+        self._tokens = tokens = _NO_TOKENS if connection is None else _tokens(connection)
         self.close = b"close" in tokens if self.minor else b"keep-alive" not in tokens
         self.upgrade: bytes | None = None
         if b"upgrade" in tokens and self.minor:
@@ -202,38 +216,36 @@ class RequestHead:
         """Target and Host as RFC 9112 wants them; an absolute target's authority is the Host."""
         target = self.target
         host = self.seen.get(b"host")
-        if target[0] == 47 and host is not None:  # "/"
+        if host is not None:
             if not _HOST.fullmatch(host):
                 raise Malformed("malformed Host header")
-            return
-        if host is None and self.minor:
+        elif self.minor:
             raise Malformed("no Host", 400, b"Bad Request: missing required Host header")
-        if target[0] == 47 or (target == b"*" and self.method == b"OPTIONS"):
+        if target.startswith(b"/") or (target == b"*" and self.method == b"OPTIONS"):
             return
         if self.method == b"CONNECT":
-            self.set_host(target)
+            self._set_host(target)
             return
         match = _ABSOLUTE.fullmatch(target)
         if match is None:
             raise Malformed("request target")
         authority, path = match.groups()
-        if not path.startswith(b"/"):
-            path = b"/" + path
-        self.target = path
-        self.lines[0] = b"%s %s HTTP/1.1" % (self.method, path)
-        self.set_host(authority)
+        self.target = path if path.startswith(b"/") else b"/" + path
+        self._set_first_line()
+        self._set_host(authority)
 
-    def set_host(self, host: bytes) -> None:
+    def _set_first_line(self) -> None:
+        fields = self._data[self._data.find(b"\r\n") :]
+        self._data = b"%s %s HTTP/1.1%s" % (self.method, self.target, fields)
+
+    def _set_host(self, host: bytes) -> None:
         """Put another value into the Host line, where it stands; first, when there was none."""
-        line = b"Host: " + host
-        lines = self.lines
+        line = b"\r\nHost: " + host
         if b"host" in self.seen:
-            for index in range(1, len(lines)):
-                if lines[index][:5].lower() == b"host:":
-                    lines[index] = line
-                    break
+            self._data = _HOST_LINE.sub(lambda _: line, self._data, 1)
         else:
-            lines.insert(1, line)
+            end = self._data.find(b"\r\n")
+            self._data = self._data[:end] + line + self._data[end:]
         self.seen[b"host"] = host
 
     def for_user(self, peer: bytes, authority: bytes) -> bytes:
@@ -242,32 +254,38 @@ class RequestHead:
         `peer` is the client's address, `authority` the Host for a request that names none.
         """
         seen = self.seen
-        lines = self.lines
+        if self.minor and _REWRITTEN.isdisjoint(seen) and seen.get(b"host"):
+            return self._data[:-2] + b"X-Forwarded-For: " + peer + HEAD_END
         if not self.minor:
-            lines[0] = b"%s %s HTTP/1.1" % (self.method, self.target)
+            self._set_first_line()
         original = seen.get(contract.ORIGINAL_HOST)
         if original:
-            self.set_host(original)
+            self._set_host(original)
         elif not seen.get(b"host"):
-            self.set_host(authority)
-        for_ = seen.get(b"x-forwarded-for", b"")
+            self._set_host(authority)
+        for_ = seen.get(b"x-forwarded-for")
+        added = []
         if not seen.get(b"forwarded"):
             host = seen.get(b"x-forwarded-host", b"")
             proto = seen.get(b"x-forwarded-proto", b"")
             if for_ or host or proto:
-                lines.append(b"Forwarded: " + forwarded(for_, host, proto))
-        lines.append(b"X-Forwarded-For: " + appended([for_] if for_ else [], peer))
+                added.append(b"Forwarded: " + forwarded(for_ or b"", host, proto))
+        added.append(b"X-Forwarded-For: " + (appended([for_], peer) if for_ else peer))
         if b"te" in seen and b"trailers" in seen[b"te"].lower():
-            lines.append(b"Te: trailers")
+            added.append(b"Te: trailers")
         if self.length is None:
-            lines.append(b"Transfer-Encoding: chunked")
+            added.append(b"Transfer-Encoding: chunked")
             if b"trailer" in seen:
-                lines.append(b"Trailer: " + seen[b"trailer"])
+                added.append(b"Trailer: " + seen[b"trailer"])
         if self.upgrade:
-            lines.append(b"Connection: Upgrade")
-            lines.append(b"Upgrade: " + self.upgrade)
-        lines.append(HEAD_END[:2])
-        return b"\r\n".join(lines)
+            added.append(b"Connection: Upgrade")
+            added.append(b"Upgrade: " + self.upgrade)
+        data = self._data
+        if not _NOT_FOR_USER.isdisjoint(seen):
+            data = _LINES_NOT_FOR_USER.sub(b"", data)
+            if not self._tokens <= _PLAIN_TOKENS:
+                data = _without(data, self._tokens)
+        return data[:-2] + b"\r\n".join(added) + HEAD_END
 
 
 class ResponseHead:
@@ -277,52 +295,122 @@ class ResponseHead:
     it; the request's method decides, because HEAD has none.
     """
 
-    __slots__ = ("_block", "close", "length", "lines", "seen", "status", "upgrade")
+    __slots__ = (
+        "_data",
+        "_rendered",
+        "_rendered_for",
+        "_tokens",
+        "close",
+        "length",
+        "seen",
+        "status",
+        "upgrade",
+    )
 
     def __init__(self, data: bytes, method: bytes) -> None:
         """Raises Malformed. `data` is one whole head with the empty line that ends it."""
         end = data.find(b"\r\n")
-        line = data[:end]
-        match = _STATUS_LINE.fullmatch(line)
-        if match is None:
-            raise Malformed("status line")
-        minor = 1 if match[1] == b"1" else 0
-        self.status = status = int(match[2])
-        self.lines = [line]
-        self._block = data[end + 2 :]
-        self.seen, tokens = _read(self._block, self.lines, _RESPONSE_FIELDS)
+        self.status, minor = _STATUS_LINES[data[:end]]
+        self._data = data
+        self._rendered = b""
+        self._rendered_for: tuple[int, bool, bool, bytes] | None = None
+        self.seen = seen = _understood(_RESPONSE_FIELDS, data, end)
+        connection = seen.get(b"connection")
+        self._tokens = tokens = _NO_TOKENS if connection is None else _tokens(connection)
         self.close = b"close" in tokens if minor else b"keep-alive" not in tokens
-        self.upgrade: bytes | None = self.seen.get(b"upgrade") if b"upgrade" in tokens else None
+        self.upgrade: bytes | None = seen.get(b"upgrade") if b"upgrade" in tokens else None
         self.length: int | None
+        status = self.status
         if method == b"HEAD" or status < 200 or status == 204 or status == 304:
             self.length = 0
-        elif _transfer_coding(self.seen, minor):
+        elif _transfer_coding(seen, minor):
             self.length = None
         else:
-            length = self.seen.get(b"content-length")
+            length = seen.get(b"content-length")
             self.length = int(length) if length else -1
 
     def headers(self) -> tuple[tuple[bytes, bytes], ...]:
         """All header fields, names in lower case, in the order they came."""
-        if len(self._block) <= 2:
-            return ()
         pairs = []
-        for line in self._block[:-4].split(b"\r\n"):
+        for line in self._data[:-4].split(b"\r\n")[1:]:
             name, _, value = line.partition(b":")
             pairs.append((name.lower(), value.strip()))
         return tuple(pairs)
 
-    def for_client(self, minor: int, added: list[bytes], date: bytes, chunked: bool) -> bytes:
-        """The head for a client of HTTP/1.`minor`, with the lines the relay adds. Ask once."""
-        lines = self.lines
-        if not minor or lines[0][7] == 48:  # the version is the client's: an upstream may be 1.0
-            lines[0] = (b"HTTP/1.1" if minor else b"HTTP/1.0") + lines[0][8:]
-        if date and b"date" not in self.seen:
-            lines.append(date)
+    def for_client(self, minor: int, keep: bool, chunked: bool, date: bytes) -> bytes:
+        """The head for a client of HTTP/1.`minor`, whose connection stays open or not.
+
+        `date` is the line to use when the response brings none.
+        """
+        key = (minor, keep, chunked, date)
+        if self._rendered_for != key:
+            self._rendered = self._render(minor, keep, chunked, date)
+            self._rendered_for = key
+        return self._rendered
+
+    def _render(self, minor: int, keep: bool, chunked: bool, date: bytes) -> bytes:
+        added = [] if b"date" in self.seen else [date]
         if chunked:
-            lines.append(b"Transfer-Encoding: chunked")
+            added.append(b"Transfer-Encoding: chunked")
             if b"trailer" in self.seen:
-                lines.append(b"Trailer: " + self.seen[b"trailer"])
-        lines += added
-        lines.append(HEAD_END[:2])
-        return b"\r\n".join(lines)
+                added.append(b"Trailer: " + self.seen[b"trailer"])
+        if not keep:
+            if minor:
+                added.append(b"Connection: close")
+        elif not minor:
+            added.append(b"Connection: keep-alive")
+        return self._end_to_end(minor, added)
+
+    def for_interim(self) -> bytes:
+        """The head of a 1xx that is passed on."""
+        return self._end_to_end(1, [])
+
+    def for_switching(self) -> bytes:
+        """The head of a 101, with the fields that make it one."""
+        return self._end_to_end(1, [b"Connection: Upgrade", b"Upgrade: " + (self.upgrade or b"")])
+
+    def _end_to_end(self, minor: int, added: list[bytes]) -> bytes:
+        data = self._data
+        if not minor:
+            data = b"HTTP/1.0" + data[8:]
+        elif data.startswith(b"HTTP/1.0"):
+            data = b"HTTP/1.1" + data[8:]
+        if not _HOP.isdisjoint(self.seen):
+            data = _LINES_NOT_FOR_CLIENT.sub(b"", data)
+            if not self._tokens <= _PLAIN_TOKENS:
+                data = _without(data, self._tokens)
+        if not added:
+            return data
+        return data[:-2] + b"\r\n".join(added) + HEAD_END
+
+
+class ResponseHeads(dict[bytes, ResponseHead]):
+    """The heads of one server, by their bytes.
+
+    A server that answers many times within a second mostly sends the same head: Date has seconds.
+    Not for responses to HEAD, whose body depends on more than the bytes.
+    """
+
+    def __missing__(self, data: bytes) -> ResponseHead:
+        head = ResponseHead(data, b"")
+        if len(data) <= _REMEMBERED_BYTES:
+            if len(self) >= _REMEMBERED_HEADS:
+                self.clear()
+            self[data] = head
+        return head
+
+
+class _StatusLines(dict[bytes, tuple[int, int]]):
+    """Status and minor version of a status line; a server has few of them, so they are kept."""
+
+    def __missing__(self, line: bytes) -> tuple[int, int]:
+        match = _STATUS_LINE.fullmatch(line)
+        if match is None:
+            raise Malformed("status line")
+        parsed = int(match[2]), 1 if match[1] == b"1" else 0
+        if len(self) < 256 and len(line) < 128:
+            self[line] = parsed
+        return parsed
+
+
+_STATUS_LINES = _StatusLines()

@@ -18,9 +18,9 @@ class IdlePool:
     __slots__ = ("_clock", "_idle", "_limit", "_seconds", "_timer")
 
     def __init__(self, limit: int, seconds: float, clock: Callable[[], float]) -> None:
+        self._clock = clock
         self._limit = limit
         self._seconds = seconds
-        self._clock = clock
         self._idle: dict[Connection, None] = {}
         self._timer: asyncio.TimerHandle | None = None
 
@@ -36,11 +36,12 @@ class IdlePool:
             connection.forget()
         return None
 
-    def put(self, connection: Connection) -> None:
+    def put(self, connection: Connection, now: float) -> None:
+        """`now` of the pool's clock."""
         if len(self._idle) >= self._limit:
             connection.close()
             return
-        connection.idle_since = self._clock()
+        connection.idle_since = now
         self._idle[connection] = None
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._seconds, self._sweep)

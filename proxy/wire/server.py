@@ -54,7 +54,6 @@ class ServerConnection(asyncio.Protocol):
         "_advancing",
         "_allowance",
         "_body",
-        "_flow",
         "_gone",
         "_lingering",
         "_open",
@@ -64,6 +63,7 @@ class ServerConnection(asyncio.Protocol):
         "_transport",
         "_tunnel",
         "exchange",
+        "flow",
         "full",
         "peer",
         "trailers",
@@ -102,16 +102,10 @@ class ServerConnection(asyncio.Protocol):
         """An interim response; the final one is still to come."""
         self._transport.write(data)
 
-    def hold(self, reason: int) -> None:
-        self._flow.hold(reason)
-
-    def release(self, reason: int) -> None:
-        self._flow.release(reason)
-
     def tunnel(self) -> bytes:
         """From now on bytes go to `client_tunnelled`; returns those that came early."""
         self._tunnel = True
-        self._flow.release(BACKLOG)
+        self.flow.release(BACKLOG)
         early = bytes(self._rest)
         self._rest.clear()
         return early
@@ -126,8 +120,8 @@ class ServerConnection(asyncio.Protocol):
             else:
                 self._linger()
             return
-        self._flow.release(OTHER_SIDE)
-        self._flow.release(BACKLOG)
+        if self.flow.held:
+            self.flow.release(OTHER_SIDE | BACKLOG)
         if self._body is not None:
             self._allowance = contract.DRAINED_BODY_BYTES
         elif self._rest and not self._advancing:
@@ -151,7 +145,7 @@ class ServerConnection(asyncio.Protocol):
     # --- asyncio ---------------------------------------------------------------------------
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._flow = Flow(self._transport)
+        self.flow = Flow(self._transport)
         self.peer = plain_address(transport.get_extra_info("peername"))
         self._expect_head()
 
@@ -192,7 +186,7 @@ class ServerConnection(asyncio.Protocol):
                 elif self._open:
                     self._rest += data
                     if len(self._rest) > BACKLOG_BYTES:
-                        self._flow.hold(BACKLOG)
+                        self.flow.hold(BACKLOG)
                     return
                 else:
                     data = self._head(data)
@@ -231,22 +225,25 @@ class ServerConnection(asyncio.Protocol):
             head = RequestHead(data[:end])
             rest = data[end:]
         length = head.length
-        if length == 0:
+        if length is not None and length <= len(rest):  # all here: no reader needed
             ended = True
+            if length:
+                piece = rest[:length]
+                rest = rest[length:]
         else:
-            self._body = body = reader(length)
-            ended = False
-            if rest:
-                piece, behind = body.feed(rest)
-                ended = behind is not None
-                rest = behind or b""
-                if ended:
-                    self._body = None
-                    self.trailers = body.trailers
+            ended, piece, rest = self._body_begins(reader(length), rest)
         self._open = True
         self.written = False
         self._service(self, head, piece, ended)
         return rest
+
+    def _body_begins(self, body: BodyReader, data: bytes) -> tuple[bool, bytes, bytes]:
+        piece, rest = body.feed(data) if data else (b"", None)
+        if rest is None:
+            self._body = body
+            return False, piece, b""
+        self.trailers = body.trailers
+        return True, piece, rest
 
     def _more(self, body: BodyReader, data: bytes) -> bytes:
         piece, rest = body.feed(data)
@@ -298,8 +295,7 @@ class ServerConnection(asyncio.Protocol):
         self._lingering = True
         self._body = None
         self._rest.clear()
-        self._flow.release(OTHER_SIDE)
-        self._flow.release(BACKLOG)
+        self.flow.release(OTHER_SIDE | BACKLOG)
         if not self._transport.is_closing():
             self._transport.write_eof()
             self._cancel_timer()

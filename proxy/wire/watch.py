@@ -8,9 +8,9 @@ requests are gone long before, and the timer finds nothing to do.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import inf
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 _GRAIN = 0.002
 """Seconds between two rounds at least; also covers loops whose timers ring a moment early."""
@@ -24,28 +24,37 @@ class Timed(Protocol):
     def expire(self, now: float) -> None: ...
 
 
-class Watch:
+T = TypeVar("T", bound=Timed)
+
+
+class Watch(Generic[T]):
     """`add` what has a deadline, `discard` what is over; `expire(now)` is called when it is due.
 
     A deadline may move later without notice, never earlier (`add` again for that).
+    `due` spares the question where the caller knows the answer's lower bound.
     """
 
     __slots__ = ("_at", "_clock", "_handle", "_items", "_loop")
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._items: dict[Timed, None] = {}
+        self._items: dict[T, None] = {}
         self._at = inf
         self._handle: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def add(self, item: Timed) -> None:
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(list(self._items))
+
+    def add(self, item: T, due: float) -> None:
         self._items[item] = None
-        due = item.due()
         if due < self._at:
             self._arm(due)
 
-    def discard(self, item: Timed) -> None:
+    def discard(self, item: T) -> None:
         self._items.pop(item, None)
 
     def close(self) -> None:
