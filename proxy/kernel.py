@@ -166,6 +166,23 @@ class Kernel:
     def _forget(self, cookie: int) -> None:
         self._attached.pop(cookie, None)
 
+    def _make_way(self, newcomer: PodTarget, owner: int | None) -> None:
+        """A new pod has the address of another one. Of a dead one: addresses are reused, so
+        detach that. Of a living one: connections would reach the wrong pod, so refuse."""
+        pod = self._attached.get(owner) if owner is not None else None
+        if pod is None:
+            return
+        try:
+            alive = netns.cookie(pod.target.netns) == owner
+        except OSError:
+            alive = False
+        if alive:
+            raise OSError(
+                f"has an address of pod {pod.target.name} ({', '.join(newcomer.addresses)}); "
+                "two pods of one node can't share one"
+            )
+        pod.detach()
+
 
 class AttachedPod:
     """One pod under a Kernel. Made by Kernel.attach()."""
@@ -205,7 +222,8 @@ class AttachedPod:
 
     def steering(self) -> Steering:
         """What reaches the app's listener now. Attaches the tc variant when an MPTCP listener
-        needs it, and takes it off when the app listens on plain TCP again."""
+        needs it, and takes it off when the app listens on plain TCP again. Raises
+        KernelUnavailable when the pod's interface isn't there."""
         if any(True for _ in self._entries()):
             self._detach_tc()
             return "sk_lookup"
@@ -271,8 +289,8 @@ class AttachedPod:
         self._configure(enabled=False)
         for address in self._addresses():
             if not kernel.addresses.add(address, self.cookie):
-                owner = kernel.addresses.get(address)
-                raise OSError(f"an address of {target.addresses} is that of netns {owner}, too")
+                kernel._make_way(target, kernel.addresses.get(address))
+                kernel.addresses.put(address, self.cookie)
         # before the programs that open connections, those that follow them
         for program in ("follow_in", "follow_out", "peer_is_local4", "peer_is_local6"):
             self._links.append(kernel.object.attach_cgroup(program, target.cgroup))

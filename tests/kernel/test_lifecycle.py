@@ -182,6 +182,29 @@ def test_attaching_a_pod_twice_is_refused(kernel: Kernel, pod: Pod) -> None:
     attached.detach()
 
 
+def test_two_living_pods_cannot_share_an_address(kernel: Kernel) -> None:
+    with Pod() as one, Pod() as two:
+        first = kernel.attach(one.target())
+        with pytest.raises(KernelUnavailable, match=one.name):
+            kernel.attach(replace(two.target(), addresses=one.addresses))
+        first.open_direct()
+        open_exchange(one)
+        first.detach()
+
+
+def test_the_address_of_a_dead_pod_goes_to_its_successor(kernel: Kernel) -> None:
+    with Pod() as one:
+        first = kernel.attach(one.target())
+    with Pod() as two:
+        successor = kernel.attach(replace(two.target(), addresses=(one.address, two.address)))
+        successor.open_direct()
+        first.detach()
+        open_exchange(two).ask(GET)
+        assert successor.counters().in_flight == 1
+        successor.detach()
+    assert list(kernel.addresses.keys()) == []
+
+
 def test_a_pod_that_is_gone_is_named(kernel: Kernel, pod: Pod) -> None:
     target = replace(pod.target(), netns=Path("/run/netns/weirt-not-there"))
     with pytest.raises(KernelUnavailable, match="weirt-not-there"):
