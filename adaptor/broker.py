@@ -246,7 +246,7 @@ class Session(abc.ABC):
         packet_ids = self._line.ready()
         if packet_ids:
             self._write_acks(packet_ids)
-        if len(self._line) <= self.settings.receive_maximum // 2:
+        if len(self._line) <= self.settings.receive_maximum:
             self._resume_reading()
 
 

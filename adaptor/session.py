@@ -163,6 +163,7 @@ class _Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._wanted = 0
         self._reading = True
+        self._held = False
         self._stopped = False
 
     # --- asyncio ---
@@ -172,6 +173,8 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._heard = self._loop.time()
+        if self._stopped:
+            return  # unacknowledged, so it comes again
         if self._rest:
             self._rest += data
             if len(self._rest) < self._wanted:
@@ -204,9 +207,9 @@ class _Connection(asyncio.Protocol):
         """Dispatch every whole packet; returns where the first incomplete one begins."""
         view, start, end = memoryview(data), 0, len(data)
         read, publish, arrived = mqtt5.read, mqtt5.PublishPacket, self._arrived
-        line, window = self._line, self._settings.receive_maximum
+        session, line, window = self._session, self._line, self._settings.receive_maximum
         while start < end and self._reading:
-            if len(line) > window:
+            if len(line) > window and session.connected:  # the SUBACK must still get through
                 self._pause()
                 break
             try:
@@ -224,19 +227,22 @@ class _Connection(asyncio.Protocol):
         """The broker sends more than our Receive Maximum: mosquitto 2.0.11 does, once
         acknowledgements flow. TCP holds it where the protocol does not."""
         self._reading = False
-        if self._transport is not None:
+        if self._transport is not None and not self._held:
+            self._held = True
             self._transport.pause_reading()
 
     def resume(self) -> None:
-        """The window has room again."""
+        """The window has room again: first for what was read already, then for more."""
         if self._reading or self._stopped or self.lost.done() or self._transport is None:
             return
         self._reading = True
-        self._heard = self._loop.time()
-        self._transport.resume_reading()
         data = bytes(self._rest)
         self._rest.clear()
         self._consume(data)
+        if self._reading and self._held and not self.lost.done():
+            self._held = False
+            self._heard = self._loop.time()
+            self._transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._fail(self._session._lost(f": {exc}" if exc else ""))
@@ -310,7 +316,7 @@ class _Connection(asyncio.Protocol):
         if self._keep_alive <= 0 or self.lost.done():
             return
         now = self._loop.time()
-        if self._reading and now - self._heard > 1.5 * self._keep_alive:
+        if not self._held and now - self._heard > 1.5 * self._keep_alive:
             self._end(f"has been silent for {now - self._heard:.0f} s, pings included")
             return
         if now - min(self._said, self._heard) >= self._keep_alive / 2:

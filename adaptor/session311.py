@@ -4,7 +4,7 @@ paho acknowledges by itself on receipt, and aiomqtt's queue discards when it is 
 happen here. So acknowledgements are manual (`manual_ack_set`, `ack`), and messages are taken from
 paho's callback, before that queue. 3.1.1 has no Receive Maximum: how much a broker sends ahead is
 its own setting (mosquitto: 20). Should it send more than our window, we stop reading the socket
-until half of it is settled; if that lasts longer than the keep-alive, the broker hangs up, and what
+until there is room; if that lasts longer than the keep-alive, the broker hangs up, and what
 it sends again after the reconnect is recognised.
 
 aiomqtt has no public way to the paho client it wraps; `_client` is the only private name used.
@@ -137,7 +137,8 @@ class Session311(Session):
                 duplicate=bool(message.dup),
             )
         )
-        if self.unacknowledged >= self.settings.receive_maximum and not self._paused:
+        full = self.unacknowledged > self.settings.receive_maximum
+        if full and self.connected and not self._paused:  # the SUBACK must still get through
             self._paused = True
             asyncio.get_running_loop().remove_reader(_socket(client))
 

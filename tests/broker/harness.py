@@ -222,7 +222,8 @@ class Sink:
                 if not isinstance(answer, Answer):
                     answer = await answer
                 if answer.hang:
-                    await asyncio.Event().wait()
+                    await reader.read()  # to the end of the connection
+                    return
                 if 200 <= answer.status <= 299 and not answer.cut:
                     self.taken.append(request)
                 head = [f"HTTP/1.1 {answer.status} X", *answer.headers]
