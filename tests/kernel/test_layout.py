@@ -12,7 +12,8 @@ from tests.pods import needs_kernel
 from weir.bpf import OBJECT
 from weir.bpf.btf import Array, Btf, BtfError, Integer, Struct, elf_section
 from weir.bpf.maps import Map
-from weir.proxy.kernel import Kernel, PodCounters, bucket_bounds
+from weir.proxy.counters import PodCounters, bucket_bounds
+from weir.proxy.kernel import Kernel
 
 needs_object = pytest.mark.skipif(
     not OBJECT.exists(), reason="needs bpf/weir.bpf.o: run `make bpf`"

@@ -1,0 +1,59 @@
+"""What the kernel counted for one pod: a value, and what can be read from it.
+
+Pure. How the numbers come about is bpf/meter.h; who reads them is weir.proxy.kernel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PodCounters:
+    """One pod's direct path, since its attachment.
+
+    `in_flight` counts connections with at least one outstanding request. `integral_ns` is the
+    sum of in_flight * dt up to `at_ns` (CLOCK_MONOTONIC), modulo 2**64: use differences.
+    """
+
+    started: int
+    finished: int
+    aborted: int
+    in_flight: int
+    integral_ns: int
+    at_ns: int
+    connections: int
+    open_connections: int
+    upgraded: int
+    untracked_http2: int
+    over_budget: int
+    malformed: int
+    out_of_order: int
+    framing_lost: int
+    listeners: int
+    mptcp_refused: int
+    steered: int
+    missed: int
+    latency: tuple[int, ...]
+
+    def quantile(self, q: float) -> float:
+        """Latency in seconds below which a share `q` of the finished requests stayed; 0.0 if
+        there were none. Four buckets per power of two: at most 12 % off."""
+        total = sum(self.latency)
+        wanted = q * total
+        below = 0
+        for bucket, count in enumerate(self.latency):
+            if count and below + count >= wanted:
+                start, end = bucket_bounds(bucket)
+                return (start + (end - start) * max(0.0, wanted - below) / count) / 1e6
+            below += count
+        return 0.0
+
+
+def bucket_bounds(bucket: int) -> tuple[int, int]:
+    """[from, to) in microseconds of a latency bucket (latency_bucket() in bpf/meter.h)."""
+    if bucket < 4:
+        return bucket, bucket + 1
+    width = 1 << (bucket // 4 - 1)
+    start = (4 + bucket % 4) * width
+    return start, start + width
