@@ -64,9 +64,7 @@ def tcp_socket(netns: str | Path, family: int = socket.AF_INET) -> socket.socket
     return made
 
 
-def listen(
-    netns: str | Path | None, address: str, port: int, backlog: int = 4096
-) -> socket.socket:
+def listen(netns: str | Path | None, address: str, port: int, backlog: int = 4096) -> socket.socket:
     """A non-blocking listener inside, with SO_REUSEADDR. "::" takes IPv4 as well.
 
     `netns` None is where we are, which takes no privilege.

@@ -31,6 +31,7 @@ from typing import Any, TypeVar
 import pytest
 
 from weir.proxy import netns
+from weir.proxy.cgroups import cgroup2_mount
 from weir.proxy.kernel import Kernel, KernelUnavailable, PodTarget
 
 T = TypeVar("T")
@@ -55,21 +56,12 @@ def until(condition: Callable[[], T], what: str = "", seconds: float = 10.0) -> 
 # ---- what this machine can do ----------------------------------------------------------------
 
 
-def cgroup_root() -> Path | None:
-    """Where cgroup v2 is mounted: on hybrid machines not at /sys/fs/cgroup."""
-    for line in Path("/proc/mounts").read_text().splitlines():
-        _, mount_point, kind, *_ = line.split()
-        if kind == "cgroup2":
-            return Path(mount_point)
-    return None
-
-
 @functools.cache
 def why_no_pods() -> str | None:
     """None, or the reason why pods can't be made here."""
     if os.geteuid() != 0:
         return "needs root to make a network namespace and a cgroup"
-    if cgroup_root() is None:
+    if cgroup2_mount() is None:
         return "needs a cgroup v2 mount"
     if shutil.which("ip") is None:
         return "needs ip (Debian package iproute2)"
@@ -120,7 +112,7 @@ class Pod:
         self._host4 = f"{_dotted(network + 1)}/30" if ipv4 else ""
         self._host6 = f"{prefix}:1/64" if ipv6 else ""
         self.netns = Path("/run/netns") / self.name
-        self.cgroup = (cgroup_root() or Path("/sys/fs/cgroup")) / self.name
+        self.cgroup = (cgroup2_mount() or Path("/sys/fs/cgroup")) / self.name
         self.host_interface = f"wt{os.getpid() & 0xFFFFFF}-{number}"[:15]
         self._processes: list[subprocess.Popen[Any]] = []
         self._backends: list[Backend] = []
