@@ -350,7 +350,7 @@ class Agent:
             return
         wanted = min(count, 64) if isinstance(count, int) else 1
         try:
-            sockets = netns.run_in(pod.spec.netns, lambda: [socket.socket() for _ in range(wanted)])
+            sockets = netns.tcp_sockets(pod.spec.netns, wanted)
         except OSError:
             log.exception("pod %s: can't make sockets in its network namespace", pod.spec.name)
             return

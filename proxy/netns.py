@@ -57,11 +57,14 @@ def cookie(netns: str | Path) -> int:
     return run_in(netns, read)
 
 
-def tcp_socket(netns: str | Path, family: int = socket.AF_INET) -> socket.socket:
-    """A non-blocking, unconnected TCP socket that was made inside."""
-    made = run_in(netns, lambda: socket.socket(family, socket.SOCK_STREAM))
-    made.setblocking(False)
-    return made
+def tcp_sockets(netns: str | Path, count: int) -> list[socket.socket]:
+    """Non-blocking, unconnected IPv4 TCP sockets that were made inside."""
+
+    def make() -> list[socket.socket]:
+        flags = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+        return [socket.socket(socket.AF_INET, flags) for _ in range(count)]
+
+    return run_in(netns, make)
 
 
 def listen(netns: str | Path | None, address: str, port: int, backlog: int = 4096) -> socket.socket:

@@ -44,7 +44,7 @@ def test_a_cookie_belongs_to_its_namespace(pod: Pod) -> None:
 
 def test_a_socket_made_inside_connects_inside(pod: Pod) -> None:
     listener = pod.backend().listen("127.0.0.1", 8080)
-    with netns.tcp_socket(pod.netns) as client:
+    with netns.tcp_sockets(pod.netns, 1)[0] as client:
         assert client.getblocking() is False
         client.setblocking(True)
         client.connect(("127.0.0.1", 8080))
