@@ -86,7 +86,8 @@ def _processes(directory: Path) -> Iterator[tuple[int, int, int]]:
         f"daemon off; worker_processes 1; pid {directory}/nginx.pid; error_log stderr crit;\n"
         "events { worker_connections 4096; }\n"
         "http { access_log off; keepalive_requests 1000000000; default_type text/plain;\n"
-        f"  server {{ listen 127.0.0.1:{user}; location / {{ return 200 'hello, weir\\n'; }} }} }}\n"
+        f"  server {{ listen 127.0.0.1:{user};\n"
+        "    location / { return 200 'hello, weir\\n'; } } }\n"
     )
     with contextlib.ExitStack() as undo:
         for command in (

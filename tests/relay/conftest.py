@@ -1,7 +1,8 @@
-"""The loop of production, and a rig of client, relay and user container that is always torn down."""
+"""The loop of production, and a rig of client, relay and user container, always torn down."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 import uvloop
@@ -18,7 +19,7 @@ async def rig() -> AsyncIterator[Callable[..., Awaitable[Rig]]]:
     """`await rig(container_concurrency=1)`: settings of the revision, whatever the test needs."""
     rigs: list[Rig] = []
 
-    async def make(**settings: object) -> Rig:
+    async def make(**settings: Any) -> Rig:
         made = await Rig.start(**settings)
         rigs.append(made)
         return made

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import re
 import socket
+import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -75,6 +76,9 @@ class Peer:
         self.writer = writer
 
     async def send(self, data: bytes) -> None:
+        """Raises Closed when the other side is gone."""
+        if self.writer.is_closing():
+            raise Closed("closed before it was sent")
         self.writer.write(data)
         await self.writer.drain()
 
@@ -130,6 +134,10 @@ class Peer:
         self.writer.close()
 
     def reset(self) -> None:
+        """Close with a RST, as a process does that dies with unread data."""
+        sock = self.writer.get_extra_info("socket")
+        if sock is not None and sock.fileno() >= 0:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
 
     @property
@@ -229,6 +237,10 @@ class UserContainer:
     async def wait_for(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(PATIENCE), self.changed:
             await self.changed.wait_for(condition)
+
+    async def received(self, count: int) -> None:
+        """Wait for that many requests, since the start."""
+        await self.wait_for(lambda: len(self.requests) >= count)
 
     async def _tell(self) -> None:
         async with self.changed:
@@ -350,6 +362,10 @@ class Rig:
         async with asyncio.timeout(PATIENCE):
             while not condition():
                 await asyncio.sleep(0.001)
+
+    async def counted(self, requests: int) -> None:
+        """Wait until the relay has taken that many requests."""
+        await self.settled(lambda: self.relay.counters().requests >= requests)
 
     async def stop(self) -> None:
         for client in self._clients:

@@ -1,4 +1,4 @@
-"""Bodies in both directions: framing, trailers, responses without one, full duplex, 100-continue."""
+"""Bodies in both directions: framing, trailers, no body at all, full duplex, 100-continue."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -183,7 +183,7 @@ async def test_a_body_sent_while_the_request_waits_for_its_turn_arrives_whole(
     made.user.on("/hold", hold)
     first, second = await made.client(), await made.client()
     await first.send(request("GET", "/hold"))
-    await made.user.wait_for(lambda: len(made.user.requests) == 1)
+    await made.user.received(1)
     body = bytes(range(256)) * 8000
     sending = asyncio.create_task(second.send(post("/later", body)))
     await made.settled(lambda: made.relay.counters().waiting == 1)

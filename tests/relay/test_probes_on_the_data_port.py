@@ -97,7 +97,7 @@ async def test_probes_pass_a_breaker_that_is_full(rig: MakeRig) -> None:
     made.user.on("/hold", hold)
     busy = await made.client()
     await busy.send(request("GET", "/hold"))
-    await made.user.wait_for(lambda: len(made.user.requests) == 1)
+    await made.user.received(1)
     client = await made.client()
     assert (await client.ask(probe(KUBELET, QUEUE))).body == b"queue"
     hold.release()
@@ -148,7 +148,7 @@ async def test_k_kubelet_probe_is_proxied_but_not_counted_and_passes_the_breaker
     made.user.on("/hold", hold)
     busy = await made.client()
     await busy.send(request("GET", "/hold"))
-    await made.user.wait_for(lambda: len(made.user.requests) == 1)
+    await made.user.received(1)
     client = await made.client()
     response = await client.get("/", QUEUE, "K-Kubelet-Probe: x")
     assert response.status == 200
@@ -183,7 +183,7 @@ class TestDraining:
         idle, busy = await made.client(), await made.client()
         assert (await idle.get("/")).status == 200
         await busy.send(request("GET", "/hold"))
-        await made.user.wait_for(lambda: len(made.user.requests) == 2)
+        await made.user.received(2)
         made.relay.start_draining()
         assert (await idle.get("/")).status == 200
 
