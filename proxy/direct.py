@@ -59,7 +59,7 @@ class Offer:
                     fields[name] = float(number)
                 except ValueError:
                     raise ValueError(f"Weir-Direct: {name}={number!r} is not a number") from None
-        port = fields.get("port", 0)
+        port = fields.get("port", 0.0)
         if not (port.is_integer() and 0 < port < 65536):
             raise ValueError(f"Weir-Direct: no usable port in {value!r}")
         seconds = [fields.get(name, 0.0) for name in ("timeout", "start", "idle")]
