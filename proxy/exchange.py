@@ -82,7 +82,10 @@ class Exchange:
         self._head = head
         self._timeouts = timeouts
         self._over = over
-        self._pending = [] if head.length == 0 else self._encoded(piece, ended)
+        if head.length is None:
+            self._pending = self._encoded(piece, ended)
+        else:
+            self._pending = [piece] if piece else []
         self._pending_size = len(piece)
         self._ended = ended
         self._keep = not head.close
@@ -130,7 +133,7 @@ class Exchange:
         client = self._client
         request = self.request
         if self._pending:
-            request = b"".join([request, *self._pending])
+            request = b"".join((request, *self._pending))
             self._pending.clear()
             client.flow.release(BACKLOG)
         connection.ask(self, self._head.method, request)
@@ -248,8 +251,8 @@ class Exchange:
         self._client.write(
             answers.framed(parts, head.minor, not self._keep, head.method == b"HEAD")
         )
-        self._client.finish(self._keep)
         self._cut()
+        self._client.finish(self._keep)  # last, because the client's next request starts in it
 
     def _fail(self, why: str) -> None:
         self.refuse(answers.error(502, why.encode() + b"\n"))
@@ -331,7 +334,9 @@ class Exchange:
             client.abort()  # nobody reads: nothing can be said any more
         elif self._chunked:
             client.writelines([*chunk(text), last_chunk([])])
+            self._cut()
             client.finish(self._keep)
+            return
         else:
             if not self._head.minor and not self._keep:
                 client.write(text)

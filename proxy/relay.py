@@ -229,11 +229,11 @@ class Relay:
         self._running.discard(exchange)
         if exchange.counted:
             self._meter.depart(now, exchange.proxied)
-        if exchange.status:
-            self._statuses[exchange.status // 100 - 1] += 1
-            self._latency.record(now - exchange.started)
-        else:
-            self._aborted += 1
+            if exchange.status:
+                self._statuses[exchange.status // 100 - 1] += 1
+                self._latency.record(now - exchange.started)
+            else:
+                self._aborted += 1
         if exchange.admission is not None:
             exchange.admission.leave()  # the next waiter starts in here
         if self._drained is not None and not len(self._running) and not self._drained.done():

@@ -206,7 +206,7 @@ class RequestHead:
         self._tokens = tokens = _NO_TOKENS if connection is None else _tokens(connection)
         self.close = b"close" in tokens if self.minor else b"keep-alive" not in tokens
         self.upgrade: bytes | None = None
-        if b"upgrade" in tokens and self.minor:
+        if tokens and b"upgrade" in tokens and self.minor:
             protocol = seen.get(b"upgrade")
             if protocol and protocol.lower() != b"h2c":  # a server may ignore h2c, and we do so far
                 self.upgrade = protocol
