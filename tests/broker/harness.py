@@ -298,7 +298,7 @@ async def adaptor(
 
 
 class AdaptorProcess:
-    """`weir adaptor` as a process that can be killed."""
+    """`weir adaptor` as a process that can be killed; in a `with` it starts, and surely ends."""
 
     def __init__(self, broker: str, text: str, folder: Path, *options: str) -> None:
         (folder / "routes.yaml").write_text(text)
@@ -308,6 +308,13 @@ class AdaptorProcess:
             *("--quarantine", str(folder / "quarantine.db"), *options),
         ]
         self._process: asyncio.subprocess.Process | None = None
+
+    async def __aenter__(self) -> AdaptorProcess:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.kill()
 
     async def start(self) -> None:
         self._process = await asyncio.create_subprocess_exec(*self._command)

@@ -50,25 +50,24 @@ async def test_the_crash_test(broker: Mosquitto, sink: Sink, tmp_path: Path, ver
     """12 messages, a window of 5, killed before any acknowledgement: all 12 come after resuming."""
     sink.script = lambda _: Answer(hang=True)
     options = ("--mqtt-version", version, "--receive-maximum", str(WINDOW))
-    process = AdaptorProcess(broker.url, one_route(sink, "qos: 1"), tmp_path, *options)
-    client = client_id("weir", sink.url)
-    await process.start()
-    await until(lambda: broker.subscribed(client), "subscribed")
-    await broker.publish(TWELVE)
-    # 3.1.1 has no Receive Maximum: the broker's own limit (20 in mosquitto) lets all through,
-    # and the reader stops at the window, give or take what paho had in hand
-    expected = WINDOW if version == "5" else len(TWELVE)
-    await until(lambda: len(broker.publishes(client)) == expected, "the window is full")
-    await until(lambda: len(distinct(sink.requests)) >= WINDOW, "the sink sees the window")
-    if version == "5":
-        assert len(distinct(sink.requests)) == WINDOW
-    await process.kill()
-    assert broker.pubacks(client) == []
-    sink.script = lambda _: Answer()
-    await process.start()
-    await until(lambda: len(distinct(sink.taken)) == 12, "12 of 12 after resuming")
-    await until(lambda: len(broker.pubacks(client)) == 12, "each is acknowledged once")
-    assert await process.stop() == 0
+    async with AdaptorProcess(broker.url, one_route(sink, "qos: 1"), tmp_path, *options) as process:
+        client = client_id("weir", sink.url)
+        await until(lambda: broker.subscribed(client), "subscribed")
+        await broker.publish(TWELVE)
+        # 3.1.1 has no Receive Maximum: the broker's own limit (20 in mosquitto) lets all through,
+        # and the reader stops at the window, give or take what paho had in hand
+        expected = WINDOW if version == "5" else len(TWELVE)
+        await until(lambda: len(broker.publishes(client)) == expected, "the window is full")
+        await until(lambda: len(distinct(sink.requests)) >= WINDOW, "the sink sees the window")
+        if version == "5":
+            assert len(distinct(sink.requests)) == WINDOW
+        await process.kill()
+        assert broker.pubacks(client) == []
+        sink.script = lambda _: Answer()
+        await process.start()
+        await until(lambda: len(distinct(sink.taken)) == 12, "12 of 12 after resuming")
+        await until(lambda: len(broker.pubacks(client)) == 12, "each is acknowledged once")
+        assert await process.stop() == 0
 
 
 @both
@@ -85,19 +84,18 @@ async def test_killed_in_the_middle_of_a_window_loses_nothing(
 
     sink.script = script
     options = ("--mqtt-version", version, "--receive-maximum", "16")
-    process = AdaptorProcess(broker.url, one_route(sink, "qos: 1"), tmp_path, *options)
-    client = client_id("weir", sink.url)
-    await process.start()
-    await until(lambda: broker.subscribed(client), "subscribed")
-    await broker.publish(many)
-    await until(lambda: len(sink.taken) == 70 < answered, "some are taken, some hang")
-    await process.kill()
-    taken_before = len(sink.taken)
-    assert len(broker.pubacks(client)) <= taken_before  # none acknowledged early
-    sink.script = lambda _: Answer()
-    await process.start()
-    await until(lambda: len(distinct(sink.taken)) == 200, "every event at least once")
-    assert await process.stop() == 0
+    async with AdaptorProcess(broker.url, one_route(sink, "qos: 1"), tmp_path, *options) as process:
+        client = client_id("weir", sink.url)
+        await until(lambda: broker.subscribed(client), "subscribed")
+        await broker.publish(many)
+        await until(lambda: len(sink.taken) == 70 < answered, "some are taken, some hang")
+        await process.kill()
+        taken_before = len(sink.taken)
+        assert len(broker.pubacks(client)) <= taken_before  # none acknowledged early
+        sink.script = lambda _: Answer()
+        await process.start()
+        await until(lambda: len(distinct(sink.taken)) == 200, "every event at least once")
+        assert await process.stop() == 0
 
 
 @both
