@@ -75,7 +75,7 @@ class Outgoing:
     ticket: Ticket | None
     event_id: str
     received: float
-    arrived: float
+    arrived: float  # time.monotonic(): uvloop's own clock only knows milliseconds
     head: bytes
     body: bytes
     mark: int = -1
@@ -168,7 +168,7 @@ class Pipeline:
             lines, body = http_headers(event), event.data
             malformed = Failure(Verdict.REJECTED, f"no CloudEvent: {error}")
         outgoing = Outgoing(
-            *(flow, message, ticket, event_id, now, self._loop.time()),
+            *(flow, message, ticket, event_id, now, time.monotonic()),
             *(self._request_line + lines, body),
         )
         if malformed is not None:
@@ -232,7 +232,7 @@ class Pipeline:
         self._taken += 1
         counters = outgoing.flow.counters
         counters.delivered += 1
-        counters.latency.record(self._loop.time() - outgoing.arrived)
+        counters.latency.record(time.monotonic() - outgoing.arrived)
         if self.blocked is not None:
             self._unblock()
         self._gone(outgoing)
