@@ -82,7 +82,9 @@ class Sampler:
             direct_open_connections=direct.get("open_connections", 0),
             direct_requests=direct.get("started", 0),
             direct_in_flight=direct.get("in_flight", 0),
-            direct_concurrency=(integral - then[4]) % 2**64 / (at - then[5]) if at > then[5] else 0.0,
+            direct_concurrency=(integral - then[4]) % 2**64 / (at - then[5])
+            if at > then[5]
+            else 0.0,
             direct_p50=direct.get("p50", 0.0),
             direct_p99=direct.get("p99", 0.0),
             relayed_requests=relayed.get("requests", 0),
