@@ -29,7 +29,8 @@ def measure(seconds: float, rounds: int = 5) -> dict[str, float]:
     found: dict[str, float] = {}
     with _pod() as (address, attached):
         for connections in (1, 16):
-            plain, direct = [], []
+            plain: list[load.Load] = []
+            direct: list[load.Load] = []
             for number in range(rounds):
                 ports = ((USER_PORT, plain), (DIRECT_PORT, direct))
                 for port, results in ports if number % 2 == 0 else reversed(ports):
