@@ -17,9 +17,9 @@ help: ## list the tasks
 
 deps: $(VENV)/.stamp ## install what is missing: Debian packages (as root) and a locked virtual environment
 
-run: deps bpf ## the main job: a simulated fleet over MQTT into an example function, then a summary
+run: deps bpf ## the main job: simulated devices (DEVICES=20) over MQTT into a function, SECONDS=20
 	@$(BIN)/weir run --routes examples/telemetry/routes.yaml --devices $(or $(DEVICES),20) \
-		--for $(or $(SECONDS),20) -- $(BIN)/python examples/telemetry/function.py
+		--for $(or $(SECONDS),20) --verify /count -- $(BIN)/python examples/telemetry/function.py
 
 test: deps bpf ## run every test this machine can run; the skipped ones say why
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -54,9 +54,10 @@ def measure(seconds: float) -> dict[str, float]:
         for load, rate in (("paced", PACED), ("full", 0)):
             for adaptor in ("weir", "plain"):
                 cpu, per_second = _one(folder, adaptor, broker, sink, rate, seconds)
-                result[f"{adaptor}_{load}_us"] = cpu
-                result[f"{adaptor}_{load}_events_per_second"] = per_second
-            result[f"{load}_ratio"] = result[f"plain_{load}_us"] / result[f"weir_{load}_us"]
+                result[f"{load} {adaptor}, CPU us/event"] = cpu
+                result[f"{load} {adaptor}, events/s"] = per_second
+            plain, weir = (result[f"{load} {a}, CPU us/event"] for a in ("plain", "weir"))
+            result[f"{load} plain / weir"] = plain / weir
         return result
 
 
