@@ -297,6 +297,7 @@ class ResponseHead:
 
     __slots__ = (
         "_data",
+        "_headers",
         "_rendered",
         "_rendered_for",
         "_tokens",
@@ -312,6 +313,7 @@ class ResponseHead:
         end = data.find(b"\r\n")
         self.status, minor = _STATUS_LINES[data[:end]]
         self._data = data
+        self._headers: tuple[tuple[bytes, bytes], ...] | None = None
         self._rendered = b""
         self._rendered_for: tuple[int, bool, bool, bytes] | None = None
         self.seen = seen = _understood(_RESPONSE_FIELDS, data, end)
@@ -331,11 +333,13 @@ class ResponseHead:
 
     def headers(self) -> tuple[tuple[bytes, bytes], ...]:
         """All header fields, names in lower case, in the order they came."""
-        pairs = []
-        for line in self._data[:-4].split(b"\r\n")[1:]:
-            name, _, value = line.partition(b":")
-            pairs.append((name.lower(), value.strip()))
-        return tuple(pairs)
+        if self._headers is None:
+            pairs = []
+            for line in self._data[:-4].split(b"\r\n")[1:]:
+                name, _, value = line.partition(b":")
+                pairs.append((name.lower(), value.strip()))
+            self._headers = tuple(pairs)
+        return self._headers
 
     def for_client(self, minor: int, keep: bool, chunked: bool, date: bytes) -> bytes:
         """The head for a client of HTTP/1.`minor`, whose connection stays open or not.
