@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -192,7 +193,7 @@ class LocalRun:
         await self._adaptor.start(
             [
                 *(sys.executable, "-P", "-m", "weir", "adaptor"),
-                *("--routes", str(self._options.routes)),
+                *("--routes", str(self._options.routes), "--client-id", _client_id(self._state)),
                 *("--function-url", self._function_url, "--mqtt-version", version),
                 *("--quarantine", str(self._state / "quarantine.sqlite")),
                 *("--status", str(self._tmp / "adaptor.sock")),
@@ -414,6 +415,12 @@ async def _state_directory(options: RunOptions, tmp: Path) -> AsyncIterator[Path
         except BlockingIOError:
             directory = tmp
         yield directory
+
+
+def _client_id(state: Path) -> str:
+    """One for each machine and state directory, the same in every run: the broker keeps a session
+    under it, and two developers on one broker must not take over each other's."""
+    return f"weir-{hashlib.sha256(f'{socket.gethostname()}{state}'.encode()).hexdigest()[:8]}"
 
 
 async def _cancel(task: "asyncio.Task[None]") -> None:
