@@ -72,6 +72,8 @@ class Prober:
             self.last_error = f"no answer within {limit:g} s"
         except (OSError, TransportError) as error:
             self.last_error = str(error)
+        except ValueError as error:  # the container redirects to what is no address
+            self.last_error = f"can't be dialled: {error}"
         return False
 
     async def _connect(self, probe: Probe) -> bool:

@@ -191,3 +191,13 @@ class TestAggressive:
         http = prober(Probe(port=user.port, http=HttpGet()))
         assert not await http.ready()
         assert len(user.requests) > 1
+
+
+@pytest.mark.parametrize("host", ["a" * 64 + ".example", "a..b", "127.0.0.1:\xb2", "\x80"])
+async def test_a_redirect_to_what_is_no_address_is_not_ready(
+    user: UserContainer, host: str
+) -> None:
+    user.on("/", ok(b"", f"Location: http://{host}/", status="302 Found"))
+    http = prober(Probe(port=user.port, http=HttpGet("/"), period=10))
+    assert not await http.ready()
+    assert http.last_error
