@@ -125,9 +125,7 @@ class ServerConnection(asyncio.Protocol):
         if self._body is not None:
             self._allowance = contract.DRAINED_BODY_BYTES
         elif self._rest and not self._advancing:
-            data = bytes(self._rest)
-            self._rest.clear()
-            self._advance(data)
+            self._next()
 
     def close(self) -> None:
         """Flush and close; for a response that could not be completed."""
@@ -174,6 +172,9 @@ class ServerConnection(asyncio.Protocol):
         self.full = False
         if self.exchange is not None:
             self.exchange.response_release()
+        elif not self._open and not self._advancing and not self._tunnel and not self._lingering:
+            self.flow.release(BACKLOG)
+            self._next()
 
     # --- reading ---------------------------------------------------------------------------
     def _advance(self, data: bytes) -> None:
@@ -183,7 +184,7 @@ class ServerConnection(asyncio.Protocol):
             while data and not self._transport.is_closing() and not self._lingering:
                 if self._body is not None:
                     data = self._more(self._body, data)
-                elif self._open:
+                elif self._open or self.full:  # who reads no answers gets no more of them
                     self._rest += data
                     if len(self._rest) > BACKLOG_BYTES:
                         self.flow.hold(BACKLOG)
@@ -194,6 +195,11 @@ class ServerConnection(asyncio.Protocol):
             self._refuse(error)
         finally:
             self._advancing = False
+
+    def _next(self) -> None:
+        data = bytes(self._rest)
+        self._rest.clear()
+        self._advance(data)
 
     def _head(self, data: bytes) -> bytes:
         """Hand over a request if its head is complete; return what lies behind."""

@@ -171,3 +171,25 @@ async def test_a_tunnel_has_back_pressure_as_well(rig: MakeRig, slow: str) -> No
         pumping.cancel()
         with contextlib.suppress(asyncio.CancelledError, ConnectionError):
             await pumping
+
+
+async def test_a_client_that_reads_no_answers_of_ours_is_held_and_gets_all_of_them_later(
+    rig: MakeRig,
+) -> None:
+    made = await rig()
+    client = await made.client(receive_buffer=4096)
+    client.reader._transport.pause_reading()  # type: ignore[attr-defined]
+    probe = request("GET", "/", "K-Network-Probe: probe", "K-Network-Hash: " + "h" * 1000)
+    offered = accepted = 20_000
+    for sent in range(0, offered, 10):
+        try:
+            async with asyncio.timeout(2):
+                await client.send(probe * 10)
+        except TimeoutError:
+            accepted = sent + 10
+            break
+    assert accepted * len(probe) < BOUND - (8 << 20)
+    assert made.relay.counters().probes < accepted
+    client.reader._transport.resume_reading()  # type: ignore[attr-defined]
+    for _ in range(accepted):
+        assert (await client.response()).status == 200
