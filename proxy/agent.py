@@ -339,7 +339,8 @@ class Agent:
             pod.ready = message.get("ready") is True
             self._decide(pod)
         elif operation == "report" and isinstance(message.get("counters"), dict):
-            pod.relayed = message["counters"]
+            counters = message["counters"]
+            pod.relayed = {n: v for n, v in counters.items() if isinstance(v, int | float)}
         elif operation == "need":
             self._give_sockets(pod, message.get("count"))
         elif operation == "released":

@@ -25,7 +25,7 @@ import uvloop
 from weir.proxy import contract
 from weir.proxy.control import Channel, Message
 from weir.proxy.probes import Prober
-from weir.proxy.relay import Relay
+from weir.proxy.relay import Relay, RelayCounters
 
 SOCKETS_LOW = 16  # below this many spare sockets of a pod the worker asks for more
 SOCKETS_BATCH = 32
@@ -94,7 +94,7 @@ class Tenant:
         now = (counters.requests, counters.in_flight, counters.connections, counters.probes)
         if counters.in_flight or now != self._reported:
             self._reported = now
-            self._channel.send({"op": "report", "pod": self.name, "counters": asdict(counters)})
+            self._channel.send({"op": "report", "pod": self.name, "counters": numbers(counters)})
 
     def _ask(self) -> None:
         if not self._asked:
@@ -190,6 +190,13 @@ class Worker:
         tenant.report()
         self._channel.send({"op": "released", "pod": name})
         del self._tenants[name]
+
+
+def numbers(counters: RelayCounters) -> dict[str, float]:
+    """The counters as the supervisor takes them: flat, and nothing but numbers."""
+    flat = {n: v for n, v in asdict(counters).items() if isinstance(v, int | float)}
+    flat |= {f"{i}xx": count for i, count in enumerate(counters.statuses, 1)}
+    return flat | {"p50": counters.quantile(0.5), "p99": counters.quantile(0.99)}
 
 
 def settings_from(fields: dict[str, Any]) -> contract.RevisionSettings:

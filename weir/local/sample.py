@@ -36,8 +36,11 @@ class Sample:
     direct_concurrency: float
     direct_p50: float
     direct_p99: float
+    relayed_connections: int
     relayed_requests: int
     relayed_in_flight: int
+    relayed_p50: float
+    relayed_p99: float
     adaptor_cpu_us: float
     agent_cpu_us: float
 
@@ -87,8 +90,11 @@ class Sampler:
             else 0.0,
             direct_p50=direct.get("p50", 0.0),
             direct_p99=direct.get("p99", 0.0),
+            relayed_connections=relayed.get("connections", 0),
             relayed_requests=relayed.get("requests", 0),
             relayed_in_flight=relayed.get("in_flight", 0),
+            relayed_p50=relayed.get("p50", 0.0),
+            relayed_p99=relayed.get("p99", 0.0),
             adaptor_cpu_us=(cpu_adaptor - then[2]) * 1e6 / events if events else 0.0,
             agent_cpu_us=(cpu_agent - then[3]) * 1e6 / events if events else 0.0,
         )

@@ -140,7 +140,11 @@ def _tables(s: Sample) -> list[Table | Text]:
         *(str(s.direct_requests), str(s.direct_in_flight), f"{s.direct_concurrency:.2f}"),
         *(_ms(s.direct_p50), _ms(s.direct_p99)),
     )
-    paths.add_row(*("relayed", "", str(s.relayed_requests), str(s.relayed_in_flight), "", "", ""))
+    paths.add_row(
+        *("relayed", f"{s.relayed_connections} open"),
+        *(str(s.relayed_requests), str(s.relayed_in_flight), ""),
+        *(_ms(s.relayed_p50), _ms(s.relayed_p99)),
+    )
     events = _grid(
         "", "per second", "delivered", "unacknowledged", "retried", "quarantined", "p50", "p99"
     )
