@@ -277,3 +277,39 @@ def _is_worker_of(entry: Path, run: int) -> bool:
 def _parent(entry: Path) -> int:
     (line,) = (x for x in (entry / "status").read_text().splitlines() if x.startswith("PPid:"))
     return int(line.split()[1])
+
+
+@pytest.mark.skipif(
+    shutil.which("mosquitto", path="/usr/sbin:/usr/bin") is None, reason="mosquitto"
+)
+def test_a_broker_that_dies_ends_the_run_with_its_name(weir_run: Starter) -> None:
+    run = weir_run(*FLEET)
+    run.until(lambda s: s["delivered"] > 0)
+    (mosquitto,) = (
+        int(entry.name)
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit() and _is_mosquitto_of(entry, run.process.pid)
+    )
+    os.kill(mosquitto, signal.SIGKILL)
+    assert ended(run) == 1
+    assert "error: broker ended" in run.notes.read_text()
+    assert "Traceback" not in run.notes.read_text()
+    assert left_behind(run.process.pid) == []
+
+
+@needs_root
+def test_a_closed_terminal_is_a_stop_like_any_other(weir_run: Starter) -> None:
+    run = weir_run(*FLEET)
+    run.until(lambda s: s["delivered"] > 0)
+    run.process.send_signal(signal.SIGHUP)
+    assert run.summary()["problems"] == []
+    assert ended(run) == 0
+    assert left_behind(run.process.pid) == []
+
+
+def _is_mosquitto_of(entry: Path, run: int) -> bool:
+    try:
+        command = (entry / "cmdline").read_text().split("\0")[0]
+        return command.endswith("mosquitto") and _parent(entry) == run
+    except OSError:
+        return False

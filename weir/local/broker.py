@@ -17,9 +17,6 @@ from weir.adaptor import broker as address
 from weir.local.children import Child, Print
 
 START_SECONDS = 15.0
-# what mosquitto always says as root, which it is because the state directory is root's; it
-# listens on loopback only
-_ROOT = "Mosquitto should not be run as root"
 
 
 class BrokerError(Exception):
@@ -77,7 +74,8 @@ async def start(url: str | None, directory: Path, output: Print) -> Broker:
             "no MQTT broker: give one with --broker mqtt://HOST:PORT, "
             "or apt-get install mosquitto, or pip install 'kn-weir[broker]'"
         )
-    child = Child("broker", lambda name, line: None if _ROOT in line else output(name, line))
+    # as root because the state directory is root's; it listens on loopback only
+    child = Child("broker", output, noise="Mosquitto should not be run as root")
     await child.start(command)
     broker = Broker(url := f"mqtt://127.0.0.1:{port}", url, version, note, child)
     with contextlib.suppress(TimeoutError):

@@ -16,12 +16,14 @@ Print = Callable[[str, str], None]  # (name of the child, line)
 
 
 class Child:
-    """One process. `tail` keeps its last lines for an error message."""
+    """One process. `tail` keeps its last lines for an error message; lines with `noise` in them are
+    dropped."""
 
-    def __init__(self, name: str, output: Print) -> None:
+    def __init__(self, name: str, output: Print, noise: str | None = None) -> None:
         self.name = name
         self.tail: deque[str] = deque(maxlen=5)
         self._output = output
+        self._noise = noise
         self._process: asyncio.subprocess.Process | None = None
         self._pump: asyncio.Task[None] | None = None
 
@@ -89,6 +91,8 @@ class Child:
             if not line:
                 return
             text = line.decode(errors="replace").rstrip()
+            if self._noise is not None and self._noise in text:
+                continue
             self.tail.append(text)
             self._output(self.name, text)
 

@@ -74,6 +74,12 @@ async def _stopped(stop: asyncio.Event, until: float) -> bool:
     return True
 
 
+def _report(loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+    # aiomqtt leaves a future behind for a disconnection that it has raised already
+    if not isinstance(context.get("exception"), aiomqtt.MqttError):
+        loop.default_exception_handler(context)
+
+
 def main(argv: list[str]) -> int:
     """Started by `weir run --devices N`; works against any broker by hand, too."""
     parser = argparse.ArgumentParser(prog="weir-fleet", description=__doc__)
@@ -92,9 +98,17 @@ def main(argv: list[str]) -> int:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, stop.set)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for `weir run`
+        loop.set_exception_handler(_report)
         await fleet.run(stop)
 
-    asyncio.run(run())
+    try:
+        asyncio.run(run())
+    except ExceptionGroup as group:
+        lost, others = group.split(aiomqtt.MqttError)
+        if others is not None or lost is None:
+            raise
+        print(f"the devices lost the broker: {lost.exceptions[0]}", file=sys.stderr)
+        return 1
     print(json.dumps({"published": fleet.published}), flush=True)
     return 0
 

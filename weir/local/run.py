@@ -61,7 +61,7 @@ async def run(options: RunOptions) -> int:
     """The whole run. Returns the exit status: 0 when all was delivered and the counts agree."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, stop.set)
     with views.make(options.as_json) as view, tempfile.TemporaryDirectory(prefix="weir-") as tmp:
         try:
@@ -231,7 +231,8 @@ class LocalRun:
         """Samples until told to stop; raises RunError when a part of ours ends by itself."""
         until = time.monotonic() + (self._options.seconds or float("inf"))
         while not stop.is_set() and time.monotonic() < until:
-            for child in (self._agent, self._adaptor, self._broker.child):
+            fleet = self._fleet if self._options.devices else None
+            for child in (self._broker.child, self._agent, self._adaptor, fleet):
                 if child is not None and not child.running:
                     raise RunError(f"{child.name} ended: {' / '.join(child.tail) or 'no output'}")
             if keeper.done():
