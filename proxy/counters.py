@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from weir.proxy.policy.histogram import quantile
+
 
 @dataclass(frozen=True)
 class PodCounters:
@@ -39,21 +41,11 @@ class PodCounters:
     def quantile(self, q: float) -> float:
         """Latency in seconds below which a share `q` of the finished requests stayed; 0.0 if
         there were none. Four buckets per power of two: at most 12 % off."""
-        total = sum(self.latency)
-        wanted = q * total
-        below = 0
-        for bucket, count in enumerate(self.latency):
-            if count and below + count >= wanted:
-                start, end = bucket_bounds(bucket)
-                return (start + (end - start) * max(0.0, wanted - below) / count) / 1e6
-            below += count
-        return 0.0
+        return quantile(self.latency, bucket_start, q)
 
 
-def bucket_bounds(bucket: int) -> tuple[int, int]:
-    """[from, to) in microseconds of a latency bucket (latency_bucket() in bpf/meter.h)."""
+def bucket_start(bucket: int) -> int:
+    """Lower bound of a latency bucket in microseconds (latency_bucket() in bpf/meter.h)."""
     if bucket < 4:
-        return bucket, bucket + 1
-    width = 1 << (bucket // 4 - 1)
-    start = (4 + bucket % 4) * width
-    return start, start + width
+        return bucket
+    return (4 + bucket % 4) << (bucket // 4 - 1)

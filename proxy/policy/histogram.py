@@ -6,7 +6,7 @@ Owns the bucket arithmetic. Values are recorded in seconds and kept in microseco
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 SUB_BITS = 4
@@ -32,6 +32,22 @@ def lower_bound(index: int) -> int:
     return (index - (shift << SUB_BITS)) << shift
 
 
+def quantile(counts: Sequence[int], lower: Callable[[int], int], q: float) -> float:
+    """Seconds below which a share `q` of what was counted lies, 0.0 if nothing was; interpolated
+    inside a bucket. `lower` gives a bucket's lower bound in microseconds. Raises ValueError."""
+    if not 0.0 <= q <= 1.0:
+        raise ValueError(f"quantile {q} is outside 0..1")
+    rank = q * sum(counts)
+    seen = 0
+    for index, count in enumerate(counts):
+        if count and seen + count >= rank:
+            low = lower(index)
+            width = lower(index + 1) - low
+            return (low + width * max(rank - seen, 0.0) / count) / 1e6
+        seen += count
+    return 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class Latencies:
     """A snapshot. `quantile` interpolates inside a bucket; seconds, 0.0 when empty."""
@@ -39,20 +55,7 @@ class Latencies:
     counts: tuple[int, ...] = ()
 
     def quantile(self, q: float) -> float:
-        if not 0.0 <= q <= 1.0:
-            raise ValueError(f"quantile {q} is outside 0..1")
-        total = sum(self.counts)
-        if not total:
-            return 0.0
-        rank = q * total
-        seen = 0
-        for index, count in enumerate(self.counts):
-            if count and seen + count >= rank:
-                low = lower_bound(index)
-                width = lower_bound(index + 1) - low
-                return (low + width * max(rank - seen, 0.0) / count) / 1e6
-            seen += count
-        raise AssertionError("unreachable: the ranks of all buckets cover 0..total")
+        return quantile(self.counts, lower_bound, q)
 
     def total(self) -> int:
         return sum(self.counts)

@@ -12,7 +12,7 @@ from tests.pods import needs_kernel
 from weir.bpf import OBJECT
 from weir.bpf.btf import Array, Btf, BtfError, Integer, Struct, elf_section
 from weir.bpf.maps import Map
-from weir.proxy.counters import PodCounters, bucket_bounds
+from weir.proxy.counters import PodCounters, bucket_start
 from weir.proxy.kernel import Kernel
 
 needs_object = pytest.mark.skipif(
@@ -121,7 +121,7 @@ def test_a_locked_read_leaves_the_lock_out(kernel: Kernel) -> None:
 
 
 def test_latency_buckets_are_four_per_power_of_two_without_gaps() -> None:
-    bounds = [bucket_bounds(bucket) for bucket in range(124)]
+    bounds = [(bucket_start(bucket), bucket_start(bucket + 1)) for bucket in range(124)]
     assert bounds[:9] == [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (5, 6), (6, 7), (7, 8), (8, 10)]
     assert all(end == start for (_, end), (start, _) in pairwise(bounds))
     assert bounds[-1][1] == 1 << 32
@@ -135,7 +135,7 @@ def counters_with(latency: dict[int, int]) -> PodCounters:
 
 def test_a_quantile_lies_in_the_bucket_of_the_request_it_names() -> None:
     counters = counters_with({8: 90, 40: 10})  # 90 of 8-10 us, 10 of 2048-2560 us
-    assert bucket_bounds(40) == (2048, 2560)
+    assert (bucket_start(40), bucket_start(41)) == (2048, 2560)
     assert 8e-6 <= counters.quantile(0.5) <= 10e-6
     assert 2048e-6 <= counters.quantile(0.99) <= 2560e-6
     assert counters.quantile(1.0) == 2560e-6
