@@ -18,6 +18,7 @@ from typing import Any
 log = logging.getLogger("weir.agent")
 
 MAX_MESSAGE = 64 * 1024
+READ_AT_ONCE = 64  # messages; a peer that never stops must not hold the loop
 MAX_DESCRIPTORS = 64  # the kernel takes 253 (SCM_MAX_FD)
 
 Message = dict[str, Any]
@@ -91,7 +92,9 @@ class Channel:
             self._drop(self._queue.popleft()[1])
 
     def _readable(self) -> None:
-        while self._sock.fileno() >= 0:
+        for _ in range(READ_AT_ONCE):
+            if self._sock.fileno() < 0:
+                return
             try:
                 data, descriptors, _, _ = socket.recv_fds(self._sock, MAX_MESSAGE, MAX_DESCRIPTORS)
             except BlockingIOError:
@@ -99,10 +102,18 @@ class Channel:
             except OSError:
                 data, descriptors = b"", []
             if not data:
+                self._drop(descriptors)
                 self._end()
                 return
             try:
-                self._receive(json.loads(data), descriptors)
+                message = json.loads(data)
+            except (ValueError, RecursionError):
+                log.exception("control message of %d bytes is not JSON", len(data))
+                self._drop(descriptors)
+                self._end()
+                return
+            try:
+                self._receive(message, descriptors)
             except Exception:  # a side that can't follow is as good as dead: start it anew
                 log.exception("control message of %d bytes can't be handled", len(data))
                 self._end()

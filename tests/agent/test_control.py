@@ -102,3 +102,35 @@ async def test_a_message_over_the_limit_is_refused_with_its_operation() -> None:
         a.channel.send({"op": "adopt", "padding": "x" * MAX_MESSAGE})
     a.channel.close()
     b.channel.close()
+
+
+@pytest.mark.parametrize("data", [b"no JSON", b"[" * 60_000, b""])
+async def test_descriptors_beside_what_is_no_message_are_closed(data: bytes) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    b = End(theirs)
+    left, right = socket.socketpair()
+    before = len(os.listdir("/proc/self/fd"))
+    socket.send_fds(ours, [data], [right.fileno()] * 20)
+    await b.gone.wait()
+    assert len(os.listdir("/proc/self/fd")) == before - 1  # the channel's own end
+    for sock in (ours, left, right):
+        sock.close()
+
+
+async def test_a_peer_that_never_stops_talking_leaves_the_loop_to_others() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    seen = 0
+
+    def again(message: Message, descriptors: list[int]) -> None:
+        nonlocal seen
+        seen += 1
+        if seen < 100_000:  # so that the test ends where the loop is not left
+            ours.send(b"{}")
+
+    channel = Channel(theirs, again, lambda: None)
+    ours.send(b"{}")
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert 0 < seen < 100_000
+    channel.close()
+    ours.close()
