@@ -7,25 +7,23 @@ it acknowledged before the next goes. The parts are the ordinary commands (`weir
 
 import asyncio
 import contextlib
-import fcntl
-import hashlib
 import json
-import os
 import signal
-import socket
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from weir.local import broker as brokers
+from weir.local import state as states
 from weir.local import view as views
 from weir.local.children import Child, cpu_seconds
 from weir.local.pod import LocalPod, LocalPodError
 from weir.local.sample import Sample, Sampler
+from weir.local.summary import Result
 from weir.proxy.wire.client import HttpClient, TransportError
 from weir.proxy.wire.status import read_status
 
@@ -65,9 +63,9 @@ async def run(options: RunOptions) -> int:
         loop.add_signal_handler(number, stop.set)
     with views.make(options.as_json) as view, tempfile.TemporaryDirectory(prefix="weir-") as tmp:
         try:
-            async with _state_directory(options, Path(tmp)) as state:
+            with states.directory(options.routes, options.state, Path(tmp)) as state:
                 return await LocalRun(options, view, Path(tmp), state).run(stop)
-        except (RunError, brokers.BrokerError) as e:
+        except (RunError, brokers.BrokerError, states.StateError) as e:
             view.note("weir", f"error: {e}")
             return 1
 
@@ -80,6 +78,7 @@ class LocalRun:
         self._view = view
         self._tmp = tmp
         self._state = state
+        self._quarantine = state / "quarantine.sqlite"
         self._pod: LocalPod | None = None
         self._agent = Child("agent", view.note)
         self._adaptor = Child("adaptor", view.note)
@@ -193,9 +192,14 @@ class LocalRun:
         await self._adaptor.start(
             [
                 *(sys.executable, "-P", "-m", "weir", "adaptor"),
-                *("--routes", str(self._options.routes), "--client-id", _client_id(self._state)),
+                *(
+                    "--routes",
+                    str(self._options.routes),
+                    "--client-id",
+                    states.client_id(self._state),
+                ),
                 *("--function-url", self._function_url, "--mqtt-version", version),
-                *("--quarantine", str(self._state / "quarantine.sqlite")),
+                *("--quarantine", str(self._quarantine)),
                 *("--status", str(self._tmp / "adaptor.sock")),
             ],
             # by environment: a password must not stand in the list of processes
@@ -270,56 +274,10 @@ class LocalRun:
         return sample
 
     async def _summary(self, sample: Sample, seconds: float, cpu: dict[str, float]) -> int:
-        counted = sample.direct_requests + sample.relayed_requests
         claimed = await self._function_count()
-        per_event = {n: s * 1e6 / sample.delivered for n, s in cpu.items() if sample.delivered}
-        published = self._published
-        lines = [
-            ("time", f"{seconds:.1f} s"),
-            ("events in", f"{sample.received if published is None else published}"),
-            ("delivered", f"{sample.delivered} ({sample.delivered / seconds:.0f} per second)"),
-            ("requests", f"{sample.direct_requests} direct, {sample.relayed_requests} relayed"),
-            (
-                "latency, receipt to 2xx",
-                f"p50 {_ms(sample.event_p50)}, p99 {_ms(sample.event_p99)}",
-            ),
-            (
-                "latency in the function",
-                f"p50 {_ms(sample.direct_p50)}, p99 {_ms(sample.direct_p99)}",
-            ),
-            ("CPU per event", ", ".join(f"{n} {us:.0f} us" for n, us in per_event.items()) or "-"),
-        ]
-        problems = []
-        if sample.unacknowledged:
-            problems.append(f"{sample.unacknowledged} events not acknowledged by the function")
-        if sample.quarantined:
-            problems.append(
-                f"{sample.quarantined} events in quarantine: "
-                f"weir quarantine list --quarantine {self._state / 'quarantine.sqlite'}"
-            )
-        if published is not None and sample.delivered + sample.quarantined < published:
-            problems.append(
-                f"{published - sample.delivered - sample.quarantined} events undelivered"
-            )
-        if claimed is not None:
-            agree = claimed == counted
-            lines.append(
-                (
-                    "counts",
-                    f"{counted} by Weir, {claimed} by the function: "
-                    f"{'they agree' if agree else 'THEY DIFFER'}",
-                )
-            )
-            if not agree:
-                problems.append("the counts differ")
-        fine = "every event was delivered" if sample.delivered else "no event came"
-        lines.append(("result", "; ".join(problems) or fine))
-        facts = asdict(sample) | {
-            "published": published, "counted": counted, "function_count": claimed,
-            "cpu_us_per_event": per_event, "problems": problems,
-        }  # fmt: skip
-        self._view.summary(lines, facts)
-        return 1 if problems else 0
+        result = Result(sample, seconds, self._quarantine, cpu, self._published, claimed)
+        self._view.summary(result.lines(), result.facts())
+        return 1 if result.problems() else 0
 
     async def _function_count(self) -> int | None:
         """The function's own count at `--verify PATH`, None when not asked for."""
@@ -387,47 +345,6 @@ class LocalRun:
             self._view.note(name, line)
 
 
-@contextlib.asynccontextmanager
-async def _state_directory(options: RunOptions, tmp: Path) -> AsyncIterator[Path]:
-    """Where the broker's queue and the quarantine live from run to run, one per routes file.
-
-    A second run of the same routes at the same time gets a directory that ends with it.
-    """
-    home = options.state
-    if home is None:
-        root = (
-            Path("/var/lib")
-            if os.geteuid() == 0
-            else Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state")
-        )
-        home = root / "weir"
-    key = hashlib.sha256(str(options.routes.resolve()).encode()).hexdigest()[:12]
-    directory = home / f"{options.routes.resolve().parent.name}-{key}"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = (directory / "lock").open("w")
-    except OSError as e:
-        raise RunError(
-            f"state directory {directory}: {e.strerror}; choose one with --state"
-        ) from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            directory = tmp
-        yield directory
-
-
-def _client_id(state: Path) -> str:
-    """One for each machine and state directory, the same in every run: the broker keeps a session
-    under it, and two developers on one broker must not take over each other's."""
-    return f"weir-{hashlib.sha256(f'{socket.gethostname()}{state}'.encode()).hexdigest()[:8]}"
-
-
 async def _cancel(task: "asyncio.Task[None]") -> None:
     task.cancel()
     await asyncio.wait([task])
-
-
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.2f} ms"
