@@ -34,7 +34,7 @@ lint: deps ## ruff, mypy --strict, import layers, clang-format, clang -Werror
 format: deps ## rewrite the sources in the house format
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix . && clang-format -i $(BPF_SRC)
 
-bench: deps bpf ## measure the direct path, the relay and the adaptor against nothing at all (ratios in one run)
+bench: deps bpf $(VENV)/.bench ## measure the direct path, the relay and the adaptor against nothing at all (ratios in one run)
 	$(BIN)/python -m bench
 
 bpf: $(BPF) ## compile the eBPF object
@@ -45,6 +45,10 @@ $(BPF): $(BPF_SRC)
 
 $(VENV)/.stamp: requirements.lock deps.sh pyproject.toml
 	./deps.sh $(PYTHON) $(VENV)
+	@touch $@
+
+$(VENV)/.bench: deps.sh
+	./deps.sh $(PYTHON) $(VENV) bench
 	@touch $@
 
 lock: ## resolve the Python dependencies anew into requirements.lock

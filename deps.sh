@@ -1,5 +1,6 @@
 #!/bin/sh
-# Install what a fresh Debian or Ubuntu machine lacks. usage: deps.sh PYTHON VENV
+# Install what a fresh Debian or Ubuntu machine lacks. usage: deps.sh PYTHON VENV [bench]
+# With `bench`, what the benchmarks drive and are compared with, too.
 # Debian packages need root; without it this says what is missing and goes on with what is there.
 set -eu
 python=$1 venv=$2
@@ -23,7 +24,7 @@ want libbpf-dev /usr/include/bpf/bpf_helpers.h
 want linux-libc-dev /usr/include/linux/bpf.h
 want bpftool bpftool /usr/sbin/bpftool; want iproute2 ip /usr/sbin/ip
 want mosquitto mosquitto /usr/sbin/mosquitto
-want wrk wrk; want nginx-light nginx /usr/sbin/nginx
+[ "${3:-}" = bench ] && { want wrk wrk; want nginx-light nginx /usr/sbin/nginx; }
 "$python" -c 'import venv, ensurepip' 2>/dev/null || need="$need python3-venv"
 
 if [ -n "$need" ]; then
@@ -36,6 +37,10 @@ if [ -n "$need" ]; then
 			apt-get install -y -qq --no-install-recommends "$package" >/dev/null ||
 				say "could not install $package; what needs it will say so"
 		done
+		case " $need " in *" mosquitto "* | *" nginx-light "*)
+			say "Debian starts mosquitto (1883, loopback) and nginx (80) as services; Weir does not use those:"
+			say "systemctl disable --now mosquitto nginx" ;;
+		esac
 	else
 		say "missing, and only root can install them:$need"
 		say "run: sudo apt-get install$need"
