@@ -16,7 +16,7 @@ from dataclasses import asdict
 from typing import Any
 
 from weir.proxy import netns
-from weir.proxy.control import Channel, Message
+from weir.proxy.control import MAX_DESCRIPTORS, Channel, Message
 from weir.proxy.direct import Offer
 from weir.proxy.kernel import AttachedPod, Kernel, KernelUnavailable, PodTarget
 from weir.proxy.pod import PodSpec
@@ -199,6 +199,11 @@ class WorkerProcess:
         if self._channel is not None:
             self._channel.send(message, sockets)
 
+    def kill(self) -> None:
+        """SIGKILL; `stop` reaps."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+
     async def stop(self) -> None:
         """Close the channel, which ends the worker, and reap it."""
         if self._channel is not None:
@@ -295,7 +300,7 @@ class Agent:
         await worker.start()
         self._workers[shard] = worker
         for name, pod in self._pods.items():
-            if self._shard[name] == shard:
+            if self._shard[name] == shard and not pod.draining:
                 adopt: Message = {
                     "op": "adopt",
                     "pod": name,
@@ -320,9 +325,16 @@ class Agent:
     async def _restart_worker(self, shard: int) -> None:
         old = self._workers[shard]
         if old is not None:
+            old.kill()  # its channel is gone, and its pods wait
             await old.stop()
-        await asyncio.sleep(RESTART_SECONDS)  # a worker that dies at once must not spin
-        await self._start_worker(shard)
+        while True:
+            await asyncio.sleep(RESTART_SECONDS)  # a worker that dies at once must not spin
+            try:
+                await self._start_worker(shard)
+            except OSError:
+                log.exception("no relay worker can be started; trying again")
+            else:
+                return
 
     def _tell(self, name: str, message: Message, sockets: Sequence[socket.socket] = ()) -> None:
         worker = self._workers[self._shard[name]]
@@ -349,12 +361,12 @@ class Agent:
     def _give_sockets(self, pod: ServedPod, count: Any) -> None:
         if pod.spec.netns is None:
             return
-        wanted = min(count, 64) if isinstance(count, int) else 1
+        wanted = min(max(count, 1), MAX_DESCRIPTORS) if isinstance(count, int) else 1
+        sockets: list[socket.socket] = []
         try:
             sockets = netns.tcp_sockets(pod.spec.netns, wanted)
-        except OSError:
+        except OSError:  # the worker is told by getting none
             log.exception("pod %s: can't make sockets in its network namespace", pod.spec.name)
-            return
         self._tell(pod.spec.name, {"op": "sockets", "pod": pod.spec.name}, sockets)
         for sock in sockets:
             sock.close()

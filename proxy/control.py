@@ -19,6 +19,7 @@ log = logging.getLogger("weir.agent")
 
 MAX_MESSAGE = 64 * 1024
 READ_AT_ONCE = 64  # messages; a peer that never stops must not hold the loop
+MAX_QUEUED_DESCRIPTORS = 1024
 MAX_DESCRIPTORS = 64  # the kernel takes 253 (SCM_MAX_FD)
 
 Message = dict[str, Any]
@@ -48,14 +49,19 @@ class Channel:
     def send(self, message: Message, sockets: Iterable[socket.socket] = ()) -> None:
         """Queue a message; the sockets' descriptors are duplicated, the caller keeps its own.
 
-        Raises ValueError for a message over MAX_MESSAGE bytes. After close() this does nothing:
-        the other side is gone, and its pods with it.
+        Raises ValueError for a message over MAX_MESSAGE bytes. A side that takes nothing any more
+        is given up: the channel ends when too many descriptors wait for it. After close() this
+        does nothing: the other side is gone, and its pods with it.
         """
         if self._sock.fileno() < 0:
             return
         data = json.dumps(message, separators=(",", ":")).encode()
         if len(data) > MAX_MESSAGE:
             raise ValueError(f"control message {message.get('op')!r} has {len(data)} bytes")
+        if sum(len(descriptors) for _, descriptors in self._queue) > MAX_QUEUED_DESCRIPTORS:
+            log.error("the other side asks for descriptors and takes none: closing the channel")
+            self._loop.call_soon(self._end)
+            return
         self._queue.append((data, [os.dup(s.fileno()) for s in sockets]))
         if len(self._queue) == 1:
             self._flush()
@@ -120,8 +126,9 @@ class Channel:
                 return
 
     def _end(self) -> None:
-        self.close()
-        self._closed()
+        if self._sock.fileno() >= 0:
+            self.close()
+            self._closed()
 
     @staticmethod
     def _drop(descriptors: list[int]) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import ctypes
 import encodings.idna  # noqa: F401  getaddrinfo's, which no longer finds it later: see main()
+import errno
 import os
 import resource
 import signal
@@ -78,8 +79,14 @@ class Tenant:
         await self.relay.drained()
 
     def stock(self, sockets: list[socket.socket]) -> None:
-        """Sockets from the supervisor; waiting dials are served first."""
+        """Sockets from the supervisor; waiting dials are served first. None at all: it has none."""
         self._asked = False
+        if not sockets:
+            error = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            while self._waiting:
+                future = self._waiting.popleft()
+                if not future.done():
+                    future.set_exception(error)
         self._stock.extend(sockets)
         while self._waiting and self._stock:
             future = self._waiting.popleft()

@@ -49,21 +49,24 @@ async def connect_once(dial: Dial, host: str, port: int, limit: float) -> socket
 
 
 async def _connect(dial: Dial, address: str, port: int) -> socket.socket:
-    sock = await dial()
-    if sock is None:
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    sock: socket.socket | None = None
     try:
+        sock = await dial()
+        if sock is None:
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         await asyncio.get_running_loop().sock_connect(sock, (address, port))
     except OSError as error:
-        sock.close()
+        if sock is not None:
+            sock.close()
         text = os.strerror(error.errno).lower() if error.errno else str(error)
         where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
         refused = error.errno == errno.ECONNREFUSED
         raise DialError(f"dial tcp {where}: connect: {text}", refused) from error
     except BaseException:
-        sock.close()
+        if sock is not None:
+            sock.close()
         raise
     return sock
 

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from weir.proxy.control import MAX_MESSAGE, Channel, Message
+from weir.proxy.control import MAX_MESSAGE, MAX_QUEUED_DESCRIPTORS, Channel, Message
 
 
 class End:
@@ -134,3 +134,18 @@ async def test_a_peer_that_never_stops_talking_leaves_the_loop_to_others() -> No
     assert 0 < seen < 100_000
     channel.close()
     ours.close()
+
+
+async def test_a_side_that_asks_for_descriptors_and_takes_none_is_given_up() -> None:
+    a, b = pair()
+    before = len(os.listdir("/proc/self/fd"))
+    b.channel._loop.remove_reader(b.channel._sock.fileno())  # it reads no more
+    left, right = socket.socketpair()
+    while not a.gone.is_set():
+        a.channel.send({"op": "sockets", "padding": "x" * 5000}, [right] * 32)
+        assert len(os.listdir("/proc/self/fd")) < before + MAX_QUEUED_DESCRIPTORS + 100
+        await asyncio.sleep(0)
+    left.close()
+    right.close()
+    b.channel.close()
+    assert len(os.listdir("/proc/self/fd")) == before - 2
