@@ -306,7 +306,16 @@ class ServerConnection(asyncio.Protocol):
             self._transport.write_eof()
             self._cancel_timer()
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(LINGER_SECONDS, self._too_slow)
+            until = loop.time() + contract.READ_HEAD_SECONDS
+            self._timer = loop.call_later(LINGER_SECONDS, self._lingered, until)
+
+    def _lingered(self, until: float) -> None:
+        """The moment is over, unless a slow client still has an answer to read."""
+        loop = asyncio.get_running_loop()
+        if self._transport.get_write_buffer_size() and loop.time() < until:
+            self._timer = loop.call_later(LINGER_SECONDS, self._lingered, until)
+        else:
+            self._too_slow()
 
     def _lose(self) -> None:
         exchange, self.exchange = self.exchange, None
