@@ -297,6 +297,11 @@ async def adaptor(
         await running.stop()
 
 
+def one_route(sink: Sink, more: str = QUICK) -> str:
+    """The routes file with one route, to `sink`."""
+    return routes(f"name: all, filter: plant/#, sink: '{sink.url}', {more}")
+
+
 class AdaptorProcess:
     """`weir adaptor` as a process that can be killed; in a `with` it starts, and surely ends."""
 

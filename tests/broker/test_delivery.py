@@ -12,6 +12,7 @@ from tests.broker.harness import (
     Request,
     Sink,
     adaptor,
+    one_route,
     properties,
     routes,
     until,
@@ -22,10 +23,6 @@ from weir.adaptor.service import client_id
 
 READINGS = [(f"plant/{n}/temperature", b"%d" % n) for n in range(10)]
 BODIES = sorted(payload for _, payload in READINGS)
-
-
-def one_route(sink: Sink, more: str = QUICK) -> str:
-    return routes(f"name: all, filter: plant/#, sink: '{sink.url}', {more}")
 
 
 async def test_a_message_becomes_a_cloudevent_in_http_binary_mode(

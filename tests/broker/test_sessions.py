@@ -23,6 +23,7 @@ from tests.broker.harness import (
     Sink,
     adaptor,
     free_port,
+    one_route,
     properties,
     publish,
     routes,
@@ -35,10 +36,6 @@ TWELVE = [(f"plant/{n}", b"%d" % n) for n in range(12)]
 WINDOW = 5
 
 both = pytest.mark.parametrize("version", ["5", "3.1.1"])
-
-
-def one_route(sink: Sink, more: str = QUICK) -> str:
-    return routes(f"name: all, filter: plant/#, sink: '{sink.url}', {more}")
 
 
 def distinct(requests: list[Request]) -> set[bytes]:

@@ -86,7 +86,6 @@ class LocalRun:
         self._fleet = Child("fleet", self._fleet_line)
         self._published: int | None = None
         self._sampler: Sampler | None = None
-        self._function_was_ready = False
 
     async def run(self, stop: asyncio.Event) -> int:
         """Start, show until `stop` (or the time is over), drain, sum up, clean up."""
@@ -123,7 +122,6 @@ class LocalRun:
             self._function,
         )
         if ready:
-            self._function_was_ready = True
             await self._start_adaptor(undo, broker.version, stop)
 
     def _make_pod(self, undo: contextlib.AsyncExitStack) -> None:
