@@ -38,7 +38,7 @@ class Readiness(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RelayCounters:
-    """A snapshot. `statuses` counts final responses by class, 1xx (upgrades) to 5xx.
+    """A snapshot. `statuses` counts final responses by class, 1xx (upgrades) to 5xx (and beyond).
 
     `integral` is request-seconds since the start: over any span, difference / length is the mean
     concurrency. `aborted` requests ended without a final status: the client left.
@@ -230,7 +230,7 @@ class Relay:
         if exchange.counted:
             self._meter.depart(now, exchange.proxied)
             if exchange.status:
-                self._statuses[exchange.status // 100 - 1] += 1
+                self._statuses[min(exchange.status // 100, 5) - 1] += 1
                 self._latency.record(now - exchange.started)
             else:
                 self._aborted += 1

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from tests.relay.rig import Client, Hold, Peer, Request, Rig, request, without_date
+from tests.relay.rig import Client, Hold, Peer, Request, Rig, ok, request, without_date
 
 MakeRig = Callable[..., Awaitable[Rig]]
 
@@ -119,3 +119,14 @@ async def test_concurrency_counts_waiting_requests_and_the_activators_share(rig:
     assert (counters.requests, counters.in_flight, counters.statuses) == (3, 0, (0, 3, 0, 0, 0))
     assert counters.integral > 0
     assert counters.quantile(0.5) > 0
+
+
+async def test_a_status_of_no_known_class_passes_and_gives_its_slot_back(rig: MakeRig) -> None:
+    made = await rig(container_concurrency=1)
+    made.user.on("/odd", ok(b"denied", status="999 Request Denied"))
+    client = await made.client()
+    for _ in range(2):
+        response = await client.get("/odd")
+        assert (response.status, response.body) == (999, b"denied")
+    assert made.relay.counters().statuses == (0, 0, 0, 0, 2)
+    assert made.relay.counters().in_flight == 0
