@@ -56,7 +56,7 @@ async def _connect(dial: Dial, address: str, port: int) -> socket.socket:
             family = socket.AF_INET6 if ":" in address else socket.AF_INET
             sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        await asyncio.get_running_loop().sock_connect(sock, (address, port))
+        await _connected(sock, address, port)
     except OSError as error:
         if sock is not None:
             sock.close()
@@ -71,8 +71,32 @@ async def _connect(dial: Dial, address: str, port: int) -> socket.socket:
     return sock
 
 
+async def _connected(sock: socket.socket, address: str, port: int) -> None:
+    """uvloop's sock_connect gives even a literal address to the resolver's few threads, where it
+    would stand behind the lookups of names that nobody answers for."""
+    try:
+        sock.connect((address, port))
+    except OverflowError as error:
+        raise OSError(errno.EADDRNOTAVAIL, str(error)) from None
+    except BlockingIOError:
+        loop = asyncio.get_running_loop()
+        writable = asyncio.Event()
+        loop.add_writer(sock, writable.set)
+        try:
+            await writable.wait()
+        finally:
+            loop.remove_writer(sock)
+        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            raise OSError(code, os.strerror(code)) from None
+
+
 def _is_literal(host: str) -> bool:
-    return ":" in host or host.replace(".", "").isdigit()
+    try:
+        socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 async def _resolve(host: str, port: int) -> list[str]:
