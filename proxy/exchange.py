@@ -171,7 +171,9 @@ class Exchange:
 
     # --- 100-continue (contract section 3.8) ---------------------------------------------------
     def _expects(self) -> bool:
-        return self._head.seen.get(b"expect", b"").lower() == b"100-continue"
+        """Not for HTTP/1.0, which knows no interim responses (RFC 9110, 10.1.1)."""
+        head = self._head
+        return head.minor == 1 and head.seen.get(b"expect", b"").lower() == b"100-continue"
 
     def _unasked(self) -> bool:
         """The client may still be waiting to be asked for its body, so nobody knows if it comes."""

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from tests.relay.rig import Closed, Hold, Peer, Request, Rig, ok, post, request
+from weir.proxy import contract
 
 MakeRig = Callable[..., Awaitable[Rig]]
 
@@ -226,6 +227,18 @@ class TestContinue:
         assert await client.head() == b"HTTP/1.1 100 Continue\r\n\r\n"
         await client.send(b"body")
         assert (await client.response()).body.endswith(b"body")
+
+    async def test_an_http_1_0_client_is_told_nothing_before_the_answer(
+        self, rig: MakeRig, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(contract, "CONTINUE_SECONDS", 0.01)
+        made = await rig()
+        client = await made.client()
+        await client.send(self.EXPECT.replace(b"HTTP/1.1", b"HTTP/1.0"))
+        await made.counted(1)
+        await asyncio.sleep(0.05)  # the time in which a client of HTTP/1.1 is asked to go on
+        await client.send(b"body")
+        assert (await client.head()).startswith(b"HTTP/1.0 200 OK\r\n")
 
     async def test_a_client_that_was_refused_before_100_is_closed(self, rig: MakeRig) -> None:
         made = await rig()
