@@ -154,7 +154,12 @@ class _Transaction:
         self._db.execute("BEGIN IMMEDIATE")
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._db.execute("COMMIT" if kind is None else "ROLLBACK")
+        try:
+            if kind is None:
+                self._db.execute("COMMIT")
+        finally:
+            if self._db.in_transaction:  # a COMMIT that failed may leave it open; SQLite ends it
+                self._db.execute("ROLLBACK")  # by itself when the disk is full or broken
 
 
 class QuarantineWriter:

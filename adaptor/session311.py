@@ -39,7 +39,6 @@ class Session311(Session):
         self._ended = asyncio.Event()
         try:
             async with client:
-                self._client, self._paused = client._client, False
                 self._up(await self._subscribe(client))
                 await self._until_the_end(client)
         except aiomqtt.MqttError as error:
@@ -75,6 +74,7 @@ class Session311(Session):
         def on_connect(
             client: paho.Client, userdata: Any, flags: paho.ConnectFlags, *more: Any
         ) -> None:
+            self._client, self._paused = client, False  # messages may follow before we get a turn
             if not flags.session_present:
                 self._line.session_lost()
             if inner is not None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,3 +95,29 @@ async def test_the_writer_tells_each_caller_of_a_refusal(tmp_path: Path) -> None
     with pytest.raises(QuarantineError):
         await writer.put(HELD)
     writer.close()
+
+
+class _FailingCommit:
+    """A connection whose first COMMIT fails and leaves the transaction open, as SQLITE_BUSY."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db, self._failed = db, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._db, name)
+
+    def execute(self, statement: str, *more: Any) -> sqlite3.Cursor:
+        if statement == "COMMIT" and not self._failed:
+            self._failed = True
+            raise sqlite3.OperationalError("database is locked")
+        return self._db.execute(statement, *more)
+
+
+def test_a_failed_commit_keeps_nothing_and_the_next_one_works(tmp_path: Path) -> None:
+    quarantine = Quarantine(tmp_path / "q.db")
+    quarantine._db = _FailingCommit(quarantine._db)  # type: ignore[assignment]
+    with pytest.raises(QuarantineError, match="database is locked"):
+        quarantine.put([HELD])
+    assert len(quarantine) == 0
+    quarantine.put([HELD])
+    assert len(Quarantine(tmp_path / "q.db")) == 1

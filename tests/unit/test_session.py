@@ -14,10 +14,13 @@ from weir.adaptor.broker import (
     LONGEST_BACKOFF,
     Broker,
     SessionSettings,
+    Subscription,
+    Ticket,
     WrongVersion,
     reconnect_delay,
 )
 from weir.adaptor.session import LARGEST_PACKET, Session5, packet_size
+from weir.adaptor.session311 import Session311
 
 
 @given(st.integers(0, 300_000))
@@ -74,3 +77,41 @@ def test_a_brokers_address_never_shows_the_password(url: str, shown: str) -> Non
 def test_credentials_are_percent_decoded() -> None:
     broker = Broker.parse("mqtt://a%2Fnn:s%40crt@h")
     assert (broker.username, broker.password) == ("a/nn", "s@crt")
+
+
+async def _broker_311(connack: bytes) -> tuple[asyncio.Server, list[bytes]]:
+    """Answers CONNECT with `connack` and reads on; what it got after CONNECT."""
+    got: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(4096)
+        writer.write(connack)
+        while data := await reader.read(4096):
+            got.append(data)
+        writer.close()
+
+    return await asyncio.start_server(serve, "127.0.0.1", 0), got
+
+
+def _session_311(server: asyncio.Server) -> Session311:
+    """Settles what it receives at once."""
+
+    def receive(_: mqtt5.PublishPacket, ticket: Ticket | None) -> None:
+        assert ticket is not None
+        session.settle(ticket)
+
+    broker = Broker("127.0.0.1", server.sockets[0].getsockname()[1])
+    subscriptions = [Subscription("a/#", 1, 1)]
+    session = Session311(broker, SessionSettings("c", handshake=1.0), subscriptions, receive)
+    return session
+
+
+async def test_a_message_right_behind_the_3_1_1_connack_is_acknowledged() -> None:
+    publish = b"\x32\x07\x00\x03a/b\x00\x07"
+    server, got = await _broker_311(b"\x20\x02\x01\x00" + publish)
+    running = asyncio.create_task(_session_311(server).run())
+    await asyncio.sleep(0.3)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    server.close()
+    assert b"\x40\x02\x00\x07" in b"".join(got)
