@@ -304,6 +304,7 @@ class _Connection(asyncio.Protocol):
         if answer.done():
             return answer.result()
         answer.cancel()
+        answer.add_done_callback(lambda end: end.cancelled() or end.exception())  # a gather fails
         if self.lost.done():
             self.lost.result()
         raise Silence(f"the broker {self._broker} sends no {name}; does it speak MQTT 5?")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import mqtt5
 import pytest
@@ -13,6 +14,7 @@ from weir.adaptor.broker import (
     FIRST_BACKOFF,
     LONGEST_BACKOFF,
     Broker,
+    BrokerError,
     SessionSettings,
     Subscription,
     Ticket,
@@ -115,3 +117,25 @@ async def test_a_message_right_behind_the_3_1_1_connack_is_acknowledged() -> Non
     await asyncio.gather(running, return_exceptions=True)
     server.close()
     assert b"\x40\x02\x00\x07" in b"".join(got)
+
+
+async def test_a_connection_lost_in_mid_subscribe_leaves_no_noise() -> None:
+    noise: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, what: noise.append(what["message"]))
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(4096)
+        writer.write(b"\x20\x03\x00\x00\x00")
+        await reader.read(1)
+        writer.close()
+
+    server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+    broker = Broker("127.0.0.1", server.sockets[0].getsockname()[1])
+    subscriptions = [Subscription("a/#", 1, 1), Subscription("b/#", 1, 2)]
+    session = Session5(broker, SessionSettings("c"), subscriptions, lambda message, ticket: None)
+    with pytest.raises(BrokerError):
+        await session._connect_and_serve()
+    server.close()
+    await asyncio.sleep(0.01)
+    gc.collect()
+    assert not noise
