@@ -18,7 +18,7 @@ from typing import Any
 from weir.proxy import netns
 from weir.proxy.control import MAX_DESCRIPTORS, Channel, Message
 from weir.proxy.direct import Offer
-from weir.proxy.kernel import AttachedPod, Kernel, KernelUnavailable, PodTarget
+from weir.proxy.kernel import AttachedPod, Kernel, KernelUnavailable, PodTarget, Steering
 from weir.proxy.pod import PodSpec
 from weir.proxy.policy.deadlines import Timeouts
 from weir.proxy.policy.eligible import DirectFacts, refusal
@@ -51,6 +51,7 @@ class ServedPod:
         self.relayed: dict[str, Any] = {}
         self.offer: str | None = None
         self.refused = "not ready"
+        self.steering: Steering = "none"
         self.restarts = 0
         self._earlier: dict[str, float] = dict.fromkeys(_SUMS, 0)
         if spec.netns is None or spec.cgroup is None:
@@ -115,7 +116,7 @@ class ServedPod:
             counters = self.attached.counters()
             direct |= {k: v for k, v in asdict(counters).items() if k != "latency"}
             direct |= {
-                "steering": self.attached.steering(),
+                "steering": self.steering,
                 "p50": counters.quantile(0.5),
                 "p99": counters.quantile(0.99),
             }
@@ -153,11 +154,13 @@ class ServedPod:
             self._relay_only(e)
 
     def _steerable(self) -> bool:
+        self.steering = "none"
         try:
-            return self.attached is not None and self.attached.steering() != "none"
+            if self.attached is not None:
+                self.steering = self.attached.steering()
         except (KernelUnavailable, OSError) as e:
             self._relay_only(e)
-            return False
+        return self.steering != "none"
 
     def _relay_only(self, error: Exception) -> None:
         """Every doubt ends in the relay, for as long as this agent runs."""
@@ -166,6 +169,11 @@ class ServedPod:
         if self.attached is not None:
             self.attached.detach()
             self.attached = None
+
+
+def _is_count(value: Any) -> bool:
+    """A number that sums can bear, unlike NaN or an integer of a thousand digits."""
+    return isinstance(value, int | float) and 0 <= value < 1e18
 
 
 class WorkerProcess:
@@ -296,11 +304,17 @@ class Agent:
         log.warning("drain ended after %.0f s with requests still in flight", DRAIN_SECONDS)
 
     async def _start_worker(self, shard: int) -> None:
-        worker = WorkerProcess(self._message, lambda: self._worker_ended(shard))
+        worker = WorkerProcess(
+            lambda message: self._message(shard, message), lambda: self._worker_ended(shard)
+        )
         await worker.start()
         self._workers[shard] = worker
         for name, pod in self._pods.items():
-            if self._shard[name] == shard and not pod.draining:
+            if self._shard[name] != shard:
+                continue
+            if pod.draining:  # its worker died before it could be told to release it
+                self._released[name].set()
+            else:
                 adopt: Message = {
                     "op": "adopt",
                     "pod": name,
@@ -341,18 +355,18 @@ class Agent:
         if worker is not None:
             worker.send(message, sockets)
 
-    def _message(self, message: Message) -> None:
+    def _message(self, shard: int, message: Message) -> None:
         # messages come from a process that reads all traffic: take nothing for granted
         pod = self._pods.get(str(message.get("pod")))
         operation = message.get("op")
-        if pod is None:
+        if pod is None or self._shard[pod.spec.name] != shard:
             return
         if operation == "ready":
             pod.ready = message.get("ready") is True
             self._decide(pod)
         elif operation == "report" and isinstance(message.get("counters"), dict):
             counters = message["counters"]
-            pod.relayed = {n: v for n, v in counters.items() if isinstance(v, int | float)}
+            pod.relayed = {name: v for name, v in counters.items() if _is_count(v)}
         elif operation == "need":
             self._give_sockets(pod, message.get("count"))
         elif operation == "released":
