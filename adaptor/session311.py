@@ -7,7 +7,8 @@ its own setting (mosquitto: 20). Should it send more than our window, we stop re
 until there is room; if that lasts longer than the keep-alive, the broker hangs up, and what
 it sends again after the reconnect is recognised.
 
-aiomqtt has no public way to the paho client it wraps; `_client` is the only private name used.
+aiomqtt has no public way to the paho client it wraps, nor to how its connection ended; `_client`
+and `_disconnected` are the only private names used.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class Session311(Session):
             raise BrokerError(f"can't read the CA file {self.broker.ca}: {error}") from error
         finally:
             self._client = None
+            _retrieve(client)
             self._ended.set()
 
     def _new_client(self) -> aiomqtt.Client:
@@ -150,10 +152,12 @@ class Session311(Session):
             client.ack(packet_id, 1)
 
     def _resume_reading(self) -> None:
-        if self._paused and self._client is not None:
-            self._paused = False
-            client = self._client
-            asyncio.get_running_loop().add_reader(_socket(client), self._read, client)
+        client = self._client
+        if self._paused and client is not None:
+            number = _socket(client)
+            if number >= 0:  # else an acknowledgement has just found the broker gone
+                self._paused = False
+                asyncio.get_running_loop().add_reader(number, self._read, client)
 
     def _read(self, client: paho.Client) -> None:
         """What aiomqtt's own reader does, which `remove_reader` took away."""
@@ -184,3 +188,10 @@ async def _lost(client: aiomqtt.Client) -> None:
 def _socket(client: paho.Client) -> int:
     sock = client.socket()
     return -1 if sock is None else sock.fileno()
+
+
+def _retrieve(client: aiomqtt.Client) -> None:
+    """A connection lost while aiomqtt waits for a SUBACK, or while we close, leaves its reason in a
+    future that nobody asks; asyncio would complain about that one."""
+    if client._disconnected.done() and not client._disconnected.cancelled():
+        client._disconnected.exception()

@@ -139,3 +139,44 @@ async def test_a_connection_lost_in_mid_subscribe_leaves_no_noise() -> None:
     await asyncio.sleep(0.01)
     gc.collect()
     assert not noise
+
+
+async def test_a_3_1_1_connection_lost_in_mid_subscribe_leaves_no_noise() -> None:
+    noise: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, what: noise.append(what["message"]))
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(4096)
+        writer.write(b"\x20\x02\x00\x00")
+        await reader.read(1)
+        writer.close()
+
+    server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+    with pytest.raises(BrokerError):
+        await _session_311(server)._connect_and_serve()
+    server.close()
+    gc.collect()
+    assert not noise
+
+
+async def test_a_3_1_1_window_with_room_again_after_the_socket_is_gone_raises_nothing() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for answer in (b"\x20\x02\x01\x00", b"\x90\x03\x00\x01\x01"):  # CONNACK, SUBACK
+            await reader.read(4096)
+            writer.write(answer)
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    session = _session_311(server)
+    running = asyncio.create_task(session.run())
+    async with asyncio.timeout(30):
+        while not session.connected:
+            await asyncio.sleep(0.005)
+    assert session._client is not None
+    session._paused = True
+    session._client._sock_close()  # as paho does when writing an acknowledgement fails
+    session._flush()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    server.close()
