@@ -51,6 +51,9 @@ _TELLING = PASSED_ON | {"time", "specversion", "ce-specversion"}
 REMEMBERED = 10_000
 """Rendered heads kept per route; publishers that mint topics must not grow us without end."""
 
+LONGEST_REMEMBERED = 4096
+"""Bytes of a head that is kept: a topic has up to 64 KiB, and stands in it several times."""
+
 
 def minted_ids() -> Callable[[], str]:
     """A source of ids: UUIDs whose first 80 bits are random per process and whose last 48 count.
@@ -126,12 +129,13 @@ class Mapper:
         return rendered + stamp.encode("ascii"), message.payload
 
     def _render(self, key: tuple[str, str | None, bool], message: PublishPacket) -> bytes:
-        if len(self._rendered) >= REMEMBERED:
-            self._rendered.clear()
         attributes = self._fixed(message) | _arrival(message)
         lines = b"".join(header(name, value) for name, value in attributes.items())
         lines += f"Content-Type: {self._content_type(message)}\r\n".encode("ascii")
-        self._rendered[key] = lines
+        if len(lines) + len(message.content_type or "") <= LONGEST_REMEMBERED:
+            if len(self._rendered) >= REMEMBERED:
+                self._rendered.clear()
+            self._rendered[key] = lines
         return lines
 
     def event(self, message: PublishPacket, event_id: str, received: float) -> Event:

@@ -18,6 +18,9 @@ LONGEST = 65_535
 REMEMBERED = 10_000
 """Topics whose routes are remembered; publishers that mint topics must not grow us without end."""
 
+LONGEST_REMEMBERED = 1024
+"""Characters of a topic that is remembered."""
+
 
 class FilterError(ValueError):
     """The text is not a topic filter; str() says why and what to do."""
@@ -108,9 +111,10 @@ class TopicTable(Generic[T]):
         return self._look_up(topic) if known is None else known
 
     def _look_up(self, topic: str) -> tuple[T, ...]:
-        if len(self._known) >= REMEMBERED:
-            self._known.clear()
         names = topic.split("/")
         found = tuple(value for pattern, value in self._entries if pattern._matches(names))
-        self._known[topic] = found
+        if len(topic) <= LONGEST_REMEMBERED:
+            if len(self._known) >= REMEMBERED:
+                self._known.clear()
+            self._known[topic] = found
         return found

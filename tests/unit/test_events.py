@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from typing import Any
 
 import mqtt5
 import pytest
@@ -338,3 +339,11 @@ def test_the_clock_says_what_datetime_says(seconds: float) -> None:
     value = Clock().text(seconds)
     assert is_timestamp(value)
     assert value.endswith("Z")
+
+
+@pytest.mark.parametrize("more", [{"topic": "a/" + "é" * 30_000}, {"content_type": "x" * 60_000}])
+def test_a_head_of_a_64_kib_topic_or_content_type_is_not_remembered(more: dict[str, Any]) -> None:
+    rules = mapper()
+    rules.encode(message(**more), "1", 0.0)
+    rules.encode(message(), "1", 0.0)
+    assert [topic for topic, *_ in rules._rendered] == ["a/b"]

@@ -124,3 +124,10 @@ def test_a_table_forgets_rather_than_grow_without_end() -> None:
     for number in range(REMEMBERED * 2 + 1):
         table.matching(str(number))
     assert len(table._known) <= REMEMBERED
+
+
+def test_a_table_does_not_remember_topics_of_64_kib() -> None:
+    table = TopicTable([(TopicFilter.parse("a/#"), 1)])
+    long = "a/" + "x" * 60_000
+    assert table.matching(long) == table.matching(long) == (1,)
+    assert not table._known
