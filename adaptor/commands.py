@@ -174,10 +174,10 @@ def discard_quarantine(args: argparse.Namespace) -> int:
         return _complain("quarantine discard", "name the numbers of the events, or say --all")
     try:
         quarantine = _open(args.quarantine)
+        numbers = args.numbers or [held.number for held in quarantine.events()]
+        gone = quarantine.discard(numbers)
     except QuarantineError as error:
         return _complain("quarantine", error)
-    numbers = args.numbers or [held.number for held in quarantine.events()]
-    gone = quarantine.discard(numbers)
     print(f"discarded {gone} of {len(numbers)}")
     return 0 if gone == len(numbers) else 1
 

@@ -133,12 +133,15 @@ class Quarantine:
                 yield _held(row)
 
     def discard(self, numbers: Sequence[int]) -> int:
-        """How many were there to discard."""
-        with self._transaction():
-            return sum(
-                self._db.execute("DELETE FROM quarantine WHERE number = ?", (each,)).rowcount
-                for each in numbers
-            )
+        """How many were there to discard. Raises QuarantineError, and then all are still there."""
+        try:
+            with self._transaction():
+                return sum(
+                    self._db.execute("DELETE FROM quarantine WHERE number = ?", (each,)).rowcount
+                    for each in numbers
+                )
+        except sqlite3.Error as error:
+            raise QuarantineError(f"can't delete from {self.path}: {error}") from error
 
     def close(self) -> None:
         self._db.close()

@@ -121,3 +121,12 @@ def test_a_failed_commit_keeps_nothing_and_the_next_one_works(tmp_path: Path) ->
     assert len(quarantine) == 0
     quarantine.put([HELD])
     assert len(Quarantine(tmp_path / "q.db")) == 1
+
+
+def test_a_discard_that_the_disk_refuses_says_so_and_deletes_nothing(tmp_path: Path) -> None:
+    quarantine = Quarantine(tmp_path / "q.db")
+    quarantine.put([HELD])
+    quarantine._db = _FailingCommit(quarantine._db)  # type: ignore[assignment]
+    with pytest.raises(QuarantineError, match=r"can't delete .*q\.db"):
+        quarantine.discard([1])
+    assert len(quarantine) == 1
