@@ -5,20 +5,20 @@ Both go through the same veth pair. What is added is steering (once per connecti
 """
 
 import contextlib
-import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from bench import load
+from weir.local import enter
 from weir.local.pod import LocalPod
+from weir.proxy.contract import DIRECT_PORT
 from weir.proxy.kernel import AttachedPod, Kernel, PodTarget
 
-USER_PORT, DIRECT_PORT = 8080, 8014
+USER_PORT = 8080
 
 
 def measure(seconds: float, rounds: int = 5) -> dict[str, float]:
@@ -77,11 +77,11 @@ def _pod() -> Iterator[tuple[str, AttachedPod]]:
             PodTarget("bench", pod.netns, pod.cgroup, (pod.address,), USER_PORT, DIRECT_PORT)
         )
         server = subprocess.Popen(
-            [
-                *(sys.executable, "-P", "-m", "weir.local.enter", "--parent", str(os.getpid())),
-                *("--netns", str(pod.netns), "--cgroup", str(pod.cgroup), "--"),
-                *(load.tool("nginx"), "-p", directory, "-c", str(configuration)),
-            ]
+            enter.command(
+                [load.tool("nginx"), "-p", directory, "-c", str(configuration)],
+                pod.netns,
+                pod.cgroup,
+            )
         )
         undo.callback(server.wait)
         undo.callback(server.terminate)

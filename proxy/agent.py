@@ -82,14 +82,16 @@ class ServedPod:
                 kernel=self.no_kernel,
             )
         )
-        before = self.offer
-        if self.attached is not None and self.refused:
-            self.attached.close_direct()
+        if (self.offer is None) == bool(self.refused):
+            return False
+        if self.refused:
+            self.offer = None
+            if self.attached is not None:
+                self.attached.close_direct()
         elif self.attached is not None:
             self.attached.open_direct()
-        offer = Offer(spec.direct_port, Timeouts.of(settings))
-        self.offer = None if self.refused else str(offer)
-        return self.offer != before
+            self.offer = str(Offer(spec.direct_port, Timeouts.of(settings)))
+        return True
 
     def worker_died(self) -> None:
         """Keep the sums of the dead worker; its in-flight requests are gone."""
@@ -220,7 +222,7 @@ class WorkerProcess:
             try:
                 await asyncio.wait_for(self._process.wait(), DRAIN_SECONDS)
             except TimeoutError:
-                self._process.kill()
+                self.kill()
                 await self._process.wait()
 
     def _message(self, message: Message, descriptors: list[int]) -> None:
@@ -297,9 +299,7 @@ class Agent:
                 while any(
                     p.attached and p.attached.counters().in_flight for p in self._pods.values()
                 ):
-                    await asyncio.sleep(
-                        DRAIN_TICK_SECONDS
-                    )  # the app answers; nothing tells us when
+                    await asyncio.sleep(DRAIN_TICK_SECONDS)  # nothing tells us when the app answers
                 return
         log.warning("drain ended after %.0f s with requests still in flight", DRAIN_SECONDS)
 

@@ -323,14 +323,18 @@ class AttachedPod:
             link.close()  # the namespace went away, and its interfaces with it
 
 
+def kernel_version() -> tuple[int, ...]:
+    """Major and minor number of the running kernel."""
+    return tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
+
+
 def _check_machine() -> None:
     if platform.system() != "Linux":
         raise KernelUnavailable("eBPF needs Linux: everything is relayed here")
-    release = os.uname().release
-    numbers = tuple(int(part) for part in release.split("-")[0].split(".")[:2])
-    if numbers < MINIMUM_KERNEL:
+    if kernel_version() < MINIMUM_KERNEL:
         raise KernelUnavailable(
-            f"Linux {release} is too old: the direct path needs 5.17 or later, update the kernel"
+            f"Linux {os.uname().release} is too old: the direct path needs 5.17 or later, "
+            "update the kernel"
         )
     effective = next(
         int(line.split()[1], 16)

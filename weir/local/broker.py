@@ -51,11 +51,11 @@ async def start(url: str | None, directory: Path, output: Print) -> Broker:
     if url is not None:
         return Broker(url, str(address.Broker.parse(url)), "auto", "yours")
     port = free_port()
-    mosquitto = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-    if mosquitto is not None:
+    binary = mosquitto()
+    if binary is not None:
         configuration = directory / "mosquitto.conf"
         configuration.write_text(_mosquitto(port, directory))
-        command = [mosquitto, "-c", str(configuration)]
+        command = [binary, "-c", str(configuration)]
         version, note = "5", "mosquitto, started for this run"
     elif importlib.util.find_spec("amqtt") is not None:
         configuration = directory / "amqtt.yaml"
@@ -88,6 +88,11 @@ async def start(url: str | None, directory: Path, output: Print) -> Broker:
     raise BrokerError(
         f"{command[0]} did not start: {' / '.join(child.tail) or 'it printed nothing'}"
     )
+
+
+def mosquitto() -> str | None:
+    """Its path, also where Debian puts it and an ordinary user's PATH doesn't look."""
+    return shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 
 def free_port() -> int:

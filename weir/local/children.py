@@ -7,10 +7,11 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+from weir.local import enter
 
 Print = Callable[[str, str], None]  # (name of the child, line)
 
@@ -35,11 +36,8 @@ class Child:
         cgroup: Path | None = None,
     ) -> None:
         """Start `command` with `environment` added to ours; inside the pod if one is given."""
-        pod = [*(("--netns", str(netns)) if netns else ())]
-        pod += [*(("--cgroup", str(cgroup)) if cgroup else ())]
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "weir.local.enter", "--parent", str(os.getpid())),
-            *(*pod, "--", *command),
+            *enter.command(command, netns, cgroup),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,

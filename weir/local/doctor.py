@@ -19,12 +19,20 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from weir.local import enter
+from weir.local.broker import mosquitto
 from weir.local.pod import LocalPod, LocalPodError
 from weir.proxy.cgroups import cgroup2_mount
-from weir.proxy.kernel import AttachedPod, Kernel, KernelUnavailable, PodTarget
+from weir.proxy.contract import DIRECT_PORT
+from weir.proxy.kernel import (
+    MINIMUM_KERNEL,
+    AttachedPod,
+    Kernel,
+    KernelUnavailable,
+    PodTarget,
+    kernel_version,
+)
 
-OLDEST = (5, 17)  # bpf_loop
-DIRECT_PORT = 8014
 USER_PORT = 8080
 
 
@@ -70,11 +78,10 @@ def _root() -> Finding:
 
 
 def _kernel_version() -> Finding:
-    release = platform.release()
-    version = tuple(int(x) for x in release.split("-")[0].split(".")[:2] if x.isdigit())
-    if version >= OLDEST:
+    release, oldest = platform.release(), ".".join(map(str, MINIMUM_KERNEL))
+    if kernel_version() >= MINIMUM_KERNEL:
         return Finding("kernel", True, f"Linux {release}")
-    return Finding("kernel", False, f"Linux {release} has no bpf_loop", "use Linux 5.17 or newer")
+    return Finding("kernel", False, f"Linux {release} is too old", f"use Linux {oldest} or newer")
 
 
 def _cgroup2() -> Finding:
@@ -119,7 +126,7 @@ def _command(name: str, package: str, why: str, needed: bool) -> Callable[[], Fi
 
 
 def _broker() -> Finding:
-    path = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    path = mosquitto()
     if path:
         return Finding("MQTT broker", True, f"mosquitto at {path}")
     if importlib.util.find_spec("amqtt") is not None:
@@ -162,12 +169,14 @@ def _direct_path() -> Finding:
 
 def _try(pod: LocalPod, attached: AttachedPod) -> str:
     with subprocess.Popen(
-        [
-            *(sys.executable, "-P", "-m", "weir.local.enter", "--parent", str(os.getpid())),
-            *("--netns", str(pod.netns), "--cgroup", str(pod.cgroup), "--"),
-            *(sys.executable, "-P", "-u", "-m", "http.server", str(USER_PORT)),
-            *("--bind", "127.0.0.1", "--directory", "/var/empty"),
-        ],
+        enter.command(
+            [
+                *(sys.executable, "-P", "-u", "-m", "http.server", str(USER_PORT)),
+                *("--bind", "127.0.0.1", "--directory", "/var/empty"),
+            ],
+            pod.netns,
+            pod.cgroup,
+        ),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     ) as server:

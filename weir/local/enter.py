@@ -9,10 +9,21 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 CLONE_NEWNET = 0x40000000
 PR_SET_PDEATHSIG = 1
+
+
+def command(
+    argv: Sequence[str], netns: Path | None = None, cgroup: Path | None = None
+) -> list[str]:
+    """`argv`, to be started by this process: it ends with us, and runs inside the pod."""
+    pod = ["--netns", str(netns)] if netns is not None else []
+    pod += ["--cgroup", str(cgroup)] if cgroup is not None else []
+    own = (sys.executable, "-P", "-m", "weir.local.enter", "--parent", str(os.getpid()))
+    return [*own, *pod, "--", *argv]
 
 
 def main(argv: list[str]) -> int:

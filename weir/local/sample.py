@@ -45,13 +45,25 @@ class Sample:
     agent_cpu_us: float
 
 
+@dataclass(frozen=True)
+class _Reading:
+    """What the rates are made of: one moment's sums. Seconds, but for the kernel's own clock."""
+
+    at: float
+    delivered: int
+    cpu_adaptor: float
+    cpu_agent: float
+    integral_ns: int
+    at_ns: int
+
+
 class Sampler:
     """Turns two statuses and the pids in them into a `Sample`; remembers the last one."""
 
     def __init__(self, adaptor_pid: int) -> None:
         self._adaptor_pid = adaptor_pid
         self._start = time.monotonic()
-        self._last: tuple[float, int, float, float, int, int] | None = None
+        self._last: _Reading | None = None
 
     def sample(self, agent: dict[str, Any], adaptor: dict[str, Any]) -> Sample:
         """One sample for the only pod of a local run."""
@@ -59,12 +71,18 @@ class Sampler:
         direct, relayed = pod["direct"], pod["relayed"]
         now = time.monotonic()
         delivered = sum(r["delivered"] for r in adaptor["routes"])
-        cpu_adaptor = cpu_seconds([self._adaptor_pid])
-        cpu_agent = cpu_seconds([agent["supervisor"], *agent["workers"]])
-        integral, at = direct.get("integral_ns", 0), direct.get("at_ns", 0)
-        then = self._last or (now, delivered, cpu_adaptor, cpu_agent, integral, at)
-        self._last = (now, delivered, cpu_adaptor, cpu_agent, integral, at)
-        events = delivered - then[1]
+        new = _Reading(
+            at=now,
+            delivered=delivered,
+            cpu_adaptor=cpu_seconds([self._adaptor_pid]),
+            cpu_agent=cpu_seconds([agent["supervisor"], *agent["workers"]]),
+            integral_ns=direct.get("integral_ns", 0),
+            at_ns=direct.get("at_ns", 0),
+        )
+        old, self._last = self._last or new, new
+        events = new.delivered - old.delivered
+        span_ns = new.at_ns - old.at_ns
+        concurrency_ns = (new.integral_ns - old.integral_ns) % 2**64  # it wraps
         sinks = adaptor["sinks"]
         sink = next((s for s in sinks if s["name"] == "function"), sinks[0])
         blocked = [f"{s['name']} blocked: {s['reason']}" for s in sinks if s["state"] != "up"]
@@ -75,7 +93,7 @@ class Sampler:
             unacknowledged=sum(r["unacknowledged"] for r in adaptor["routes"]),
             retried=sum(r["retried"] for r in adaptor["routes"]),
             quarantined=sum(r["quarantined"] for r in adaptor["routes"]),
-            events_per_second=events / (now - then[0]) if now > then[0] else 0.0,
+            events_per_second=events / (new.at - old.at) if new.at > old.at else 0.0,
             event_p50=adaptor["latency"]["p50"],
             event_p99=adaptor["latency"]["p99"],
             session="; ".join([sink["session"], *blocked]),
@@ -85,9 +103,7 @@ class Sampler:
             direct_open_connections=direct.get("open_connections", 0),
             direct_requests=direct.get("started", 0),
             direct_in_flight=direct.get("in_flight", 0),
-            direct_concurrency=(integral - then[4]) % 2**64 / (at - then[5])
-            if at > then[5]
-            else 0.0,
+            direct_concurrency=concurrency_ns / span_ns if span_ns > 0 else 0.0,
             direct_p50=direct.get("p50", 0.0),
             direct_p99=direct.get("p99", 0.0),
             relayed_connections=relayed.get("connections", 0),
@@ -95,6 +111,6 @@ class Sampler:
             relayed_in_flight=relayed.get("in_flight", 0),
             relayed_p50=relayed.get("p50", 0.0),
             relayed_p99=relayed.get("p99", 0.0),
-            adaptor_cpu_us=(cpu_adaptor - then[2]) * 1e6 / events if events else 0.0,
-            agent_cpu_us=(cpu_agent - then[3]) * 1e6 / events if events else 0.0,
+            adaptor_cpu_us=(new.cpu_adaptor - old.cpu_adaptor) * 1e6 / events if events else 0.0,
+            agent_cpu_us=(new.cpu_agent - old.cpu_agent) * 1e6 / events if events else 0.0,
         )
