@@ -97,7 +97,7 @@ def go_command() -> str | None:
 
 
 class Pod:
-    """`addresses` are the pod's; `host_addresses` the other ends of its veth pair."""
+    """`addresses` are the pod's; `host_address` is the other end of its veth pair."""
 
     interface = "eth0"
 
@@ -109,7 +109,8 @@ class Pod:
         prefix = f"fd77:{os.getpid() & 0xFFFF:x}:{number & 0xFFFF:x}:"
         self.address = _dotted(network + 2) if ipv4 else ""
         self.address6 = f"{prefix}:2" if ipv6 else ""
-        self._host4 = f"{_dotted(network + 1)}/30" if ipv4 else ""
+        self.host_address = _dotted(network + 1) if ipv4 else ""
+        self._host4 = f"{self.host_address}/30" if ipv4 else ""
         self._host6 = f"{prefix}:1/64" if ipv6 else ""
         self.netns = Path("/run/netns") / self.name
         self.cgroup = (cgroup2_mount() or Path("/sys/fs/cgroup")) / self.name

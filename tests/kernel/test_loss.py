@@ -46,10 +46,23 @@ def drop_by_filter(pod: Pod, inside: bool, device: str) -> str | None:
     return tc(pod, inside, "filter", "add", "dev", device, *ingress).stderr.strip() or None
 
 
+def keep_neighbours(pod: Pod) -> None:
+    """Loss is for TCP: three ARP packets lost in a row would make the host unreachable."""
+    host = pod.host_address
+    ours = mac_of(["ip", "-o", "link", "show", pod.host_interface])
+    theirs = mac_of(["ip", "-n", pod.name, "-o", "link", "show", pod.interface])
+    permanent = ["nud", "permanent", "dev"]
+    there = ["neigh", "replace", host, "lladdr", ours, *permanent, pod.interface]
+    here = ["neigh", "replace", pod.address, "lladdr", theirs, *permanent, pod.host_interface]
+    subprocess.run(["ip", "-n", pod.name, *there], check=True)
+    subprocess.run(["ip", *here], check=True)
+
+
 @pytest.fixture
 def lossy(direct: Direct) -> Iterator[Direct]:
     pod = direct.pod
     sides = ((False, pod.host_interface), (True, pod.interface))
+    keep_neighbours(pod)
     for inside, device in sides:
         reason = drop_by_netem(pod, inside, device)
         other = reason and drop_by_filter(pod, inside, device)
