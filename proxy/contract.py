@@ -70,6 +70,17 @@ BODY_QUEUE_FULL = b"pending request queue full\n"
 BODY_REQUEST_TIMEOUT = b"request timeout"
 TEXT_PLAIN = b"text/plain; charset=utf-8"
 
+# --- why a request did not end like others (Weir's own words, for metrics and logs) ------------
+FAILURE_DIAL = "dial"
+"""The user container could not be reached."""
+FAILURE_LOST = "lost"
+"""The user container closed too early, or what it said was no HTTP."""
+FAILURE_TIMEOUT = "timeout"
+FAILURE_CLIENT = "client"
+"""The client left."""
+FAILURE_REFUSED = "refused"
+"""The queue was full."""
+
 # --- numbers ---------------------------------------------------------------------------------
 QUEUE_DEPTH_FACTOR = 10
 """Waiting requests per running one when containerConcurrency is limited (section 3.6)."""

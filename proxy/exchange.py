@@ -1,316 +1,146 @@
-"""One proxied request, from the relay's decision to pass it on until it has really ended.
+"""One proxied request, whatever its version of HTTP, until it has really ended on both sides.
 
-Owns what passes between a client and the user container: bodies, interim responses, upgrades, and
-what becomes of the one side when the other fails (contract sections 3.7, 3.8, 3.10 to 3.12). Which
-requests get here, and when their turn comes, is decided in the relay.
-
-Both connections call the Exchange; it starts no task and arms no timer unless the user container
-has to be dialled, or keeps a client waiting that asked to be told to continue.
+Owns what the relay, the timers and the observers know of it. What passes between the two sides is
+the business of the exchange of that version; which requests get here, and when their turn comes,
+is decided in the relay.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
+from typing import Any, Protocol
 
-from weir.proxy import contract
 from weir.proxy.policy.breaker import Admission
 from weir.proxy.policy.deadlines import Deadlines, Timeouts
-from weir.proxy.wire import answers
-from weir.proxy.wire.body import chunk, last_chunk
-from weir.proxy.wire.connection import Connection, TransportError
-from weir.proxy.wire.flow import BACKLOG, OTHER_SIDE
-from weir.proxy.wire.head import RequestHead, ResponseHead
-from weir.proxy.wire.server import BACKLOG_BYTES, ServerConnection
-from weir.proxy.wire.upstream import Upstream
 
-_JOINED_BYTES = 16 << 10
-"""Up to this size head and body are copied into one buffer; above, two buffers cost less."""
-_IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE"})
+
+class Head(Protocol):
+    """What is known of a request from its head. `seen` is by lower-case name."""
+
+    seen: dict[bytes, bytes]
+    method: bytes
+    target: bytes
+    length: int | None
+
+    @property
+    def version(self) -> bytes:
+        """`HTTP/1.0`, `HTTP/1.1` or `HTTP/2.0`."""
+
+    def fields(self) -> list[tuple[bytes, bytes]]:
+        """All header fields as they came, in that order."""
+
+    def replace(self, fields: dict[bytes, bytes]) -> None:
+        """Set fields for the user container, in place of those of the same (lower-case) names.
+
+        An empty value removes the field.
+        """
+
+
+class Client(Protocol):
+    """Who sent a request: a connection, or a stream on one."""
+
+    peer: bytes
+    """IP address."""
+    peer_port: int
+    tls: bool
+    exchange: Any
+    """Whoever waits with it for the answer; told when it leaves."""
+
+    def answer(self, head: Any, parts: list[bytes]) -> None:
+        """A whole response of our own (`wire.answers`) to a request that goes no further."""
 
 
 class Exchange:
-    """One proxied request: `start` it when its turn has come; it ends in one call of `over`.
+    """`start` it when its turn has come; it ends in one call of `over`.
 
     `over` comes when neither side has any more of it: that is when the breaker's slot is free
-    again (contract section 3.6). `status` is then what the client was told, 0 for nothing.
+    again (contract section 3.6).
     """
 
     __slots__ = (
-        "_chunked",
-        "_client",
-        "_connection",
-        "_continue",
         "_deadlines",
-        "_dialling",
-        "_ended",
-        "_head",
-        "_keep",
-        "_left",
         "_over",
-        "_pending",
-        "_pending_size",
-        "_replayable",
-        "_retried",
-        "_switched",
         "_timeouts",
-        "_user",
         "admission",
+        "admitted",
+        "client",
+        "clock",
         "counted",
+        "failure",
+        "head",
+        "left",
         "proxied",
-        "request",
+        "received",
+        "sent",
         "started",
         "status",
+        "trace",
+        "user_status",
     )
 
-    request: bytes
-    """The head for the user container."""
+    client: Client
+    head: Head
+    admission: Admission | None
+    """Its place in the breaker, if there is one."""
+    counted: bool
+    """The autoscaler hears of it (contract section 5.3); `proxied`: it came by the activator."""
+    proxied: bool
+    started: float
+    """When it came; `admitted`: when its turn came, or it was refused. Both of `clock`."""
+    admitted: float
+    status: int
+    """What the client was told; `user_status` is the user container's. 0 for nothing."""
+    user_status: int
+    received: int
+    """Body bytes of the request so far; `sent`: of the response."""
+    sent: int
+    failure: str
+    """Empty, or one of contract.FAILURE_*: why it did not end like others."""
+    trace: Any
+    """For the observer that traces."""
 
     def __init__(
         self,
-        user: Upstream,
-        client: ServerConnection,
-        head: RequestHead,
-        piece: bytes,
-        ended: bool,
+        client: Client,
+        head: Head,
         timeouts: Timeouts,
-        over: Callable[[Exchange], None],
+        clock: Callable[[], float],
+        over: Callable[[Any], None],
     ) -> None:
-        client.exchange = self
-        self._user = user
-        self._client = client
-        self._head = head
+        self.client = client
+        self.head = head
+        self.clock = clock
+        self.started = self.admitted = clock()
+        self.admission = None
+        self.counted = self.proxied = self.left = False
+        self.status = self.user_status = self.received = self.sent = 0
+        self.failure = ""
+        self.trace = None
         self._timeouts = timeouts
-        self._over = over
-        if head.length is None:
-            self._pending = self._encoded(piece, ended)
-        else:
-            self._pending = [piece] if piece else []
-        self._pending_size = len(piece)
-        self._ended = ended
-        self._keep = not head.close
-        self._connection: Connection | None = None
-        self._dialling: asyncio.Task[None] | None = None
-        self._continue: asyncio.TimerHandle | None = None
         self._deadlines: Deadlines | None = None
-        self._chunked = False  # how the client gets the body
-        self._left = False
-        self._replayable = False
-        self._retried = False
-        self._switched = False
-        self.admission: Admission | None = None
-        self.counted = False
-        self.proxied = False
-        self.started = user.clock()
-        self.status = 0
+        self._over = over
 
-    # --- towards the user container ------------------------------------------------------------
     def start(self) -> None:
-        """Its turn has come: take an idle connection, or dial."""
-        head = self._head
-        replayable = head.length == 0 and head.method in _IDEMPOTENT and head.upgrade is None
-        self._replayable = replayable
-        connection = self._user.take(careful=not replayable)
-        if connection is None:
-            self._dialling = self._user.dial(self)
-        else:
-            self._send(connection)
+        """Pass it on."""
+        raise NotImplementedError
 
-    def reached(self, connection: Connection) -> None:
-        self._dialling = None
-        if self._left:
-            self._user.put(connection, self._user.clock())
-        else:
-            self._send(connection)
-
-    def unreachable(self, why: str) -> None:
-        self._dialling = None
-        if not self._left:
-            self._fail(why)
-
-    def _send(self, connection: Connection) -> None:
-        self._connection = connection
-        client = self._client
-        request = self.request
-        if self._pending:
-            request = b"".join((request, *self._pending))
-            self._pending.clear()
-            client.flow.release(BACKLOG)
-        connection.ask(self, self._head.method, request)
-        if client.full:
-            connection.flow.hold(OTHER_SIDE)
-        if not self._ended and self._unasked():
-            loop = asyncio.get_running_loop()
-            self._continue = loop.call_later(contract.CONTINUE_SECONDS, self._continue_now)
-
-    def _encoded(self, piece: bytes, ended: bool) -> list[bytes]:
-        """Buffers of a piece of the request's body, framed as the request's head says."""
-        if self._head.length is not None:
-            return [piece] if piece else []
-        buffers = chunk(piece)
-        if ended:
-            buffers.append(last_chunk(self._client.trailers))
-        return buffers
-
-    def request_more(self, piece: bytes, ended: bool) -> None:
-        self._ended = ended
-        self._pending_size += len(piece)
-        buffers = self._encoded(piece, ended)
-        if self._connection is not None:
-            self._connection.send(buffers)
-        else:
-            self._pending += buffers
-            if self._pending_size > BACKLOG_BYTES:
-                self._client.flow.hold(BACKLOG)
-
-    def request_hold(self) -> None:
-        self._client.flow.hold(OTHER_SIDE)
-
-    def request_release(self) -> None:
-        self._client.flow.release(OTHER_SIDE)
-
-    # --- 100-continue (contract section 3.8) ---------------------------------------------------
-    def _expects(self) -> bool:
-        """Not for HTTP/1.0, which knows no interim responses (RFC 9110, 10.1.1)."""
-        head = self._head
-        return head.minor == 1 and head.seen.get(b"expect", b"").lower() == b"100-continue"
-
-    def _unasked(self) -> bool:
-        """The client may still be waiting to be asked for its body, so nobody knows if it comes."""
-        return not self._pending_size and self._expects()
-
-    def _continue_now(self) -> None:
-        """The user container did not say 100 in time; the client shall send its body anyway."""
-        self._continue = None
-        if not self.status and not self._pending_size:
-            self._pending_size = 1  # so it was asked for
-            self._client.inform(answers.CONTINUE)
-
-    # --- towards the client --------------------------------------------------------------------
-    def response_informed(self, head: ResponseHead) -> None:
-        if head.status == 100:
-            if not self._expects():
-                return
-            self._pending_size = max(self._pending_size, 1)
-        if self._head.minor:
-            self._client.inform(head.for_interim())
-
-    def response_begun(self, head: ResponseHead, piece: bytes, ended: bool) -> None:
-        """The final response (contract section 3.11), with its true status also after a 1xx."""
-        minor, length = self._head.minor, head.length
-        self.status = head.status
-        if length is None or length < 0:
-            if minor:
-                self._chunked = True
-            else:
-                self._keep = False  # HTTP/1.0 knows the end of the connection only
-        if not self._ended and self._unasked():
-            self._keep = False
-        date = b"" if b"date" in head.seen else answers.date_line()
-        data = head.for_client(minor, self._keep, self._chunked, date)
-        if self._chunked:
-            self._client.writelines([data, *self._framed(piece, ended)])
-        elif len(piece) > _JOINED_BYTES:
-            self._client.writelines((data, piece))
-        else:
-            self._client.write(data + piece)
-        if ended:
-            self._complete()
-        else:
-            self.deadlines.wrote(self._user.clock())
-
-    def response_more(self, piece: bytes, ended: bool) -> None:
-        if self._chunked:
-            self._client.writelines(self._framed(piece, ended))
-        elif piece:
-            self._client.write(piece)
-        if ended:
-            self._complete()
-        else:
-            self.deadlines.wrote(self._user.clock())
-
-    def _framed(self, piece: bytes, ended: bool) -> list[bytes]:
-        buffers = chunk(piece)
-        if ended:
-            connection = self._connection
-            buffers.append(last_chunk(connection.trailers if connection is not None else []))
-        return buffers
-
-    def response_hold(self) -> None:
-        if self._connection is not None:
-            self._connection.flow.hold(OTHER_SIDE)
-
-    def response_release(self) -> None:
-        if self._connection is not None:
-            self._connection.flow.release(OTHER_SIDE)
+    def resume(self) -> None:
+        """Its turn has come, after it had to wait."""
+        self.admitted = self.clock()
+        self.start()
 
     def refuse(self, parts: list[bytes]) -> None:
         """Answer the client ourselves; whatever the user container still does is cut off."""
-        head = self._head
-        self.status = int(parts[0][9:12])
-        if not self._ended and self._unasked():
-            self._keep = False
-        self._client.write(
-            answers.framed(parts, head.minor, not self._keep, head.method == b"HEAD")
-        )
-        self._cut()
-        self._client.finish(self._keep)  # last, because the client's next request starts in it
+        raise NotImplementedError
 
-    def _fail(self, why: str) -> None:
-        self.refuse(answers.error(502, why.encode() + b"\n"))
+    def expire(self, now: float) -> None:
+        """A timer may have fired (contract section 3.7)."""
+        raise NotImplementedError
 
-    def response_lost(self, error: TransportError) -> None:
-        """The user container went away (contract section 3.12)."""
-        connection = self._connection
-        self._connection = None
-        if self._switched:
-            self._client.close()
-            self._leave()
-        elif self.status:  # too late for another status: cut the response short
-            if self._chunked or self._keep or self._head.minor:
-                self._client.close()
-            else:
-                self._client.abort()  # without framing, an orderly end would look like the end
-            self._leave()
-        elif connection is not None and self._stale(connection):
-            self._retried = True
-            self._dialling = self._user.dial(self)
-        else:
-            self._fail(str(error))
+    def client_lost(self) -> None:
+        """The client left: so does its request, wherever it is."""
+        raise NotImplementedError
 
-    def _stale(self, connection: Connection) -> bool:
-        """Did an idle connection die under the request, and may it be sent once more?"""
-        return (
-            connection.used > 1
-            and not connection.answered
-            and not self._retried
-            and self._replayable
-        )
-
-    # --- upgrades (contract section 3.10) ------------------------------------------------------
-    def response_switched(self, head: ResponseHead, rest: bytes) -> None:
-        wanted = self._head.upgrade
-        got = head.upgrade or b""
-        if wanted is None or got.lower() != wanted.lower():
-            text = "backend tried to switch protocol %r when %r was requested"
-            text %= (got.decode("latin-1"), (wanted or b"").decode("latin-1"))
-            self._fail(text.replace("'", '"'))
-            return
-        self._switched = True
-        self.status = 101
-        self._client.write(head.for_switching() + rest)
-        early = self._client.tunnel()
-        if early and self._connection is not None:
-            self._connection.send([early])
-
-    def response_tunnelled(self, data: bytes) -> None:
-        self._client.write(data)
-
-    def client_tunnelled(self, data: bytes) -> None:
-        if self._connection is not None:
-            self._connection.send([data])
-
-    # --- the end -------------------------------------------------------------------------------
     @property
     def deadlines(self) -> Deadlines:
         """Made when first asked for: most requests are over long before."""
@@ -321,65 +151,20 @@ class Exchange:
     def due(self) -> float:
         return self.deadlines.next()
 
-    def expire(self, now: float) -> None:
-        """A timer fired (contract section 3.7): 504, or as much of it as can still be said."""
-        if self.deadlines.fired(now) is None:
-            return
-        text = contract.BODY_REQUEST_TIMEOUT
-        client = self._client
-        if self._switched:
-            client.close()
-        elif not self.status:
-            self.refuse(answers.reply(504, text))
-            return
-        elif client.full:
-            client.abort()  # nobody reads: nothing can be said any more
-        elif self._chunked:
-            client.writelines([*chunk(text), last_chunk([])])
-            self._cut()
-            client.finish(self._keep)
-            return
-        else:
-            if not self._head.minor and not self._keep:
-                client.write(text)
-            client.close()
-        self._cut()
-
-    def client_lost(self) -> None:
-        """The client left: so does its request, wherever it is."""
-        if self._switched and self._connection is not None:
-            self._connection.close()
-            self._connection = None
-        else:
-            self.status = 0
-        self._cut()
-
-    def _complete(self) -> None:
-        """The response has ended by itself; its connection may serve the next one."""
-        connection, self._connection = self._connection, None
-        assert connection is not None
-        connection.flow.release(OTHER_SIDE)
-        if connection.reusable and self._ended:
-            self._user.put(connection, self._user.clock())
-        else:
-            connection.close()
-        self._leave()
-        self._client.finish(self._keep)
-
-    def _cut(self) -> None:
-        """Tear down the user container's side, wherever the request is, and end."""
-        dialling, self._dialling = self._dialling, None
-        if dialling is not None:
-            dialling.cancel()
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.forget()
-        self._leave()
-
     def _leave(self) -> None:
-        if self._left:
-            return
-        self._left = True
-        if self._continue is not None:
-            self._continue.cancel()
-        self._over(self)
+        if not self.left:
+            self.left = True
+            self._over(self)
+
+
+class Observer(Protocol):
+    """Someone who watches requests: metrics, the request log, traces."""
+
+    def begun(self, exchange: Exchange) -> None:
+        """It came and is not on its way yet: `exchange.head.replace` still has an effect."""
+
+    def over(self, exchange: Exchange, now: float) -> None:
+        """It has really ended; `now` of the relay's clock."""
+
+    def probed(self, client: Client, head: Head, status: int, size: int, seconds: float) -> None:
+        """A probe was answered with so many bytes, so long after it came."""

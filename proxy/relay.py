@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from weir.proxy import contract
 from weir.proxy.contract import RevisionSettings
-from weir.proxy.exchange import Exchange
+from weir.proxy.exchange import Client, Exchange, Head, Observer
+from weir.proxy.exchange1 import Http1Exchange
 from weir.proxy.policy.breaker import Breaker, Place
 from weir.proxy.policy.deadlines import Timeouts
 from weir.proxy.policy.histogram import Histogram, Latencies
@@ -25,7 +26,7 @@ from weir.proxy.policy.meter import Meter, Report
 from weir.proxy.wire import answers
 from weir.proxy.wire.dial import Dial
 from weir.proxy.wire.head import RequestHead
-from weir.proxy.wire.server import ServerConnection
+from weir.proxy.wire.server import Http2, ServerConnection
 from weir.proxy.wire.upstream import Upstream
 from weir.proxy.wire.watch import Watch
 
@@ -74,6 +75,7 @@ class Relay:
         prober: Readiness,
         clock: Callable[[], float] = time.monotonic,
         offer: Callable[[], str | None] = lambda: None,
+        observers: Sequence[Observer] = (),
     ) -> None:
         limit = settings.container_concurrency
         self.settings = settings
@@ -87,6 +89,7 @@ class Relay:
         )
         self._prober = prober
         self._offer = offer
+        self.observers = list(observers)
         self._timeouts = Timeouts.of(settings)
         self._no_timer_before = self._timeouts.shortest
         self._breaker = Breaker(limit) if limit else None
@@ -99,6 +102,7 @@ class Relay:
         self._draining = False
         self._drained: asyncio.Future[None] | None = None
         self._clients: set[ServerConnection] = set()
+        self._http2: Http2 | None = None
         self._checks: set[asyncio.Task[None]] = set()
 
     # --- the request path --------------------------------------------------------------------
@@ -106,39 +110,55 @@ class Relay:
         self, client: ServerConnection, head: RequestHead, piece: bytes, ended: bool
     ) -> None:
         """One request, in the order of contract section 3.1."""
+        if self._answered(client, head):
+            return
+        exchange = Http1Exchange(self._user, client, head, piece, ended, self._timeouts, self._over)
+        self._begin(exchange)
+        exchange.request = head.for_user(client.peer, self._user.authority)  # 3.3, 3.5
+        self._admit(exchange)
+
+    def _answered(self, client: Client, head: Head) -> bool:
+        """Is it a request that goes no further (contract section 3.2)?"""
         seen = head.seen
         if head.target == b"*":
-            _answer(client, head, answers.reply(200))
-            return
-        if seen.get(b"user-agent", b"").startswith(contract.HEALTH_CHECK_AGENTS):  # 3.2
+            client.answer(head, answers.reply(200))
+            return True
+        if seen.get(b"user-agent", b"").startswith(contract.HEALTH_CHECK_AGENTS):
             self._health_check(client, head)
-            return
+            return True
         if seen.get(contract.NETWORK_PROBE) == contract.PROBE_NETWORK:
             self._network_probe(client, head)
-            return
-        exchange = Exchange(self._user, client, head, piece, ended, self._timeouts, self._over)
-        now = exchange.started
-        self._running.add(exchange, now + self._no_timer_before)  # 3.7
-        exchange.request = head.for_user(client.peer, self._user.authority)  # 3.3, 3.5
+            return True
+        return False
+
+    def _begin(self, exchange: Exchange) -> None:
+        self._running.add(exchange, exchange.started + self._no_timer_before)  # 3.7
+        for observer in self.observers:
+            observer.begun(exchange)
+
+    def _admit(self, exchange: Exchange) -> None:
+        """Count it, and let it go on, wait, or end."""
+        seen = exchange.head.seen
         if contract.KUBELET_PROBE not in seen or not seen[contract.KUBELET_PROBE]:
             exchange.counted = True
             exchange.proxied = seen.get(contract.PROXY_REQUEST) == contract.PROXY_REQUEST_ACTIVATOR
-            self._meter.arrive(now, exchange.proxied)  # 5.2
+            self._meter.arrive(exchange.started, exchange.proxied)  # 5.2
             if self._breaker is not None:  # 3.6
-                exchange.admission = admission = self._breaker.admit(exchange.start)
+                exchange.admission = admission = self._breaker.admit(exchange.resume)
                 if admission.place is Place.REFUSED:
+                    exchange.failure = contract.FAILURE_REFUSED
                     exchange.refuse(answers.error(503, contract.BODY_QUEUE_FULL))
                     return
                 if admission.place is Place.WAITING:
                     return
         exchange.start()
 
-    def _health_check(self, client: ServerConnection, head: RequestHead) -> None:
+    def _health_check(self, client: Client, head: Head) -> None:
         """Contract section 4.1, and the question of a Weir client (design section 2)."""
         self._probes += 1
         value = head.seen.get(contract.NETWORK_PROBE, b"")
         if self._draining:
-            _answer(client, head, answers.error(503, contract.BODY_SHUTTING_DOWN))
+            self._say(client, head, answers.error(503, contract.BODY_SHUTTING_DOWN))
         elif value == contract.PROBE_QUEUE:
             client.exchange = check = HealthCheck(client, head)
             task = asyncio.get_running_loop().create_task(self._check(check))
@@ -149,32 +169,42 @@ class Relay:
         ):
             offer = self._offer()
             fields = [] if offer is None else [b"Weir-Direct: " + offer.encode()]
-            _answer(client, head, answers.reply(200, contract.BODY_WEIR, *fields))
+            self._say(client, head, answers.reply(200, contract.BODY_WEIR, *fields))
         else:
-            _answer(client, head, answers.error(400, contract.BODY_UNEXPECTED_PROBE % value))
+            self._say(client, head, answers.error(400, contract.BODY_UNEXPECTED_PROBE % value))
 
     async def _check(self, check: HealthCheck) -> None:
+        started = self._clock()
         ready = await self._prober.ready()
-        check.answer(answers.reply(200, contract.BODY_QUEUE) if ready else answers.reply(503))
+        client, check.client = check.client, None
+        if client is not None:
+            parts = answers.reply(200, contract.BODY_QUEUE) if ready else answers.reply(503)
+            self._say(client, check.head, parts, self._clock() - started)
 
     def _checked(self, task: asyncio.Task[None]) -> None:
         self._checks.discard(task)
         if not task.cancelled():
             task.result()  # anything unexpected goes to the loop's exception handler
 
-    def _network_probe(self, client: ServerConnection, head: RequestHead) -> None:
+    def _network_probe(self, client: Client, head: Head) -> None:
         self._probes += 1
         value = head.seen.get(contract.NETWORK_HASH, b"")
         if self._draining:
-            _answer(client, head, answers.error(503, contract.BODY_SHUTTING_DOWN))
+            self._say(client, head, answers.error(503, contract.BODY_SHUTTING_DOWN))
         elif not value:
-            _answer(client, head, answers.error(400, contract.BODY_PROBE_WITHOUT_HASH))
+            self._say(client, head, answers.error(400, contract.BODY_PROBE_WITHOUT_HASH))
         else:
-            _answer(client, head, answers.reply(200, b"", b"K-Network-Hash: " + value))
+            self._say(client, head, answers.reply(200, b"", b"K-Network-Hash: " + value))
+
+    def _say(self, client: Client, head: Head, parts: list[bytes], seconds: float = 0.0) -> None:
+        """The answer to a probe."""
+        client.answer(head, parts)
+        for observer in self.observers:
+            observer.probed(client, head, int(parts[0][9:12]), len(parts[-1]), seconds)
 
     # --- for whoever runs the relay ------------------------------------------------------------
     def protocol(self) -> asyncio.Protocol:
-        client = ServerConnection(self._serve, self._clients.discard)
+        client = ServerConnection(self._serve, self._clients.discard, self._http2)
         self._clients.add(client)
         return client
 
@@ -192,6 +222,11 @@ class Relay:
             connections=len(self._clients),
             latency=self._latency.snapshot(),
         )
+
+    @property
+    def in_line(self) -> int:
+        """Requests in the breaker, running or waiting (contract section 7.1, queue depth)."""
+        return self._breaker.running + self._breaker.waiting if self._breaker is not None else 0
 
     def report(self) -> Report:
         """Close a reporting period of the autoscaler's (contract section 5.2)."""
@@ -234,34 +269,25 @@ class Relay:
                 self._latency.record(now - exchange.started)
             else:
                 self._aborted += 1
+        for observer in self.observers:
+            observer.over(exchange, now)
         if exchange.admission is not None:
             exchange.admission.leave()  # the next waiter starts in here
         if self._drained is not None and not len(self._running) and not self._drained.done():
             self._drained.set_result(None)
 
 
-def _answer(client: ServerConnection, head: RequestHead, parts: list[bytes]) -> None:
-    """A whole response of our own to a request that goes no further."""
-    client.write(answers.framed(parts, head.minor, head.close, head.method == b"HEAD"))
-    client.finish(not head.close)
-
-
 class HealthCheck:
     """A client that waits for the prober's verdict; it may leave before."""
 
-    __slots__ = ("_client", "_head")
+    __slots__ = ("client", "head")
 
-    def __init__(self, client: ServerConnection, head: RequestHead) -> None:
-        self._client: ServerConnection | None = client
-        self._head = head
-
-    def answer(self, parts: list[bytes]) -> None:
-        client, self._client = self._client, None
-        if client is not None:
-            _answer(client, self._head, parts)
+    def __init__(self, client: Client, head: Head) -> None:
+        self.client: Client | None = client
+        self.head = head
 
     def client_lost(self) -> None:
-        self._client = None
+        self.client = None
 
     def request_more(self, piece: bytes, ended: bool) -> None:
         pass  # a probe's body says nothing

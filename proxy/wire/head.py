@@ -212,6 +212,28 @@ class RequestHead:
                 self.upgrade = protocol
         self._check_target()
 
+    @property
+    def version(self) -> bytes:
+        return b"HTTP/1.1" if self.minor else b"HTTP/1.0"
+
+    def fields(self) -> list[tuple[bytes, bytes]]:
+        """All header fields as they came, in that order."""
+        lines = self._data[:-4].split(b"\r\n")[1:]
+        return [
+            (name, value.strip()) for name, _, value in (line.partition(b":") for line in lines)
+        ]
+
+    def replace(self, fields: dict[bytes, bytes]) -> None:
+        """Set fields for the user container, in place of those of the same (lower-case) names.
+
+        An empty value removes the field. Not for names that HTTP itself needs, nor for those
+        that `for_user` sets. To be called before it.
+        """
+        first, *lines = self._data[:-4].split(b"\r\n")
+        kept = [line for line in lines if line.partition(b":")[0].lower() not in fields]
+        kept += [b"%s: %s" % (name.title(), value) for name, value in fields.items() if value]
+        self._data = b"\r\n".join([first, *kept, b"", b""])
+
     def _check_target(self) -> None:
         """Target and Host as RFC 9112 wants them; an absolute target's authority is the Host."""
         target = self.target

@@ -20,6 +20,8 @@ from weir.proxy.wire.head import HEAD_END, Malformed, RequestHead, check_start
 
 BACKLOG_BYTES = 64 << 10
 """Bytes of later requests that are read while one is open; then reading is held."""
+HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\n"
+"""How a client begins that knows of HTTP/2 (RFC 9113, 3.4), as far as it reads like a head."""
 LINGER_SECONDS = 0.5
 """How long a refused client may go on sending, so that it reads the refusal and not a reset."""
 
@@ -40,6 +42,9 @@ class Exchange(Protocol):
     def response_release(self) -> None: ...
 
 
+Http2 = Callable[[asyncio.Transport, bytes], None]
+"""Takes the transport of a client that speaks HTTP/2 from the first byte, and what it sent."""
+
 Service = Callable[["ServerConnection", RequestHead, bytes, bool], None]
 """Takes a request: its head, as much of the body as came with it, and whether that was all.
 
@@ -55,6 +60,7 @@ class ServerConnection(asyncio.Protocol):
         "_allowance",
         "_body",
         "_gone",
+        "_http2",
         "_lingering",
         "_open",
         "_rest",
@@ -66,13 +72,21 @@ class ServerConnection(asyncio.Protocol):
         "flow",
         "full",
         "peer",
+        "peer_port",
+        "tls",
         "trailers",
         "written",
     )
 
-    def __init__(self, service: Service, gone: Callable[[ServerConnection], None]) -> None:
+    def __init__(
+        self,
+        service: Service,
+        gone: Callable[[ServerConnection], None],
+        http2: Http2 | None = None,
+    ) -> None:
         self._service = service
         self._gone = gone
+        self._http2 = http2
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self._body: BodyReader | None = None
         self._rest = bytearray()
@@ -85,11 +99,18 @@ class ServerConnection(asyncio.Protocol):
         self.exchange: Exchange | None = None
         self.full = False
         self.peer = b""
+        self.peer_port = 0
+        self.tls = False
         self.trailers: list[bytes] = []
         self.written = False
         """Something of the final response to the open request was written."""
 
     # --- for the exchange ------------------------------------------------------------------
+    def answer(self, head: RequestHead, parts: list[bytes]) -> None:
+        """A whole response of our own to a request that goes no further."""
+        self.write(answers.framed(parts, head.minor, head.close, head.method == b"HEAD"))
+        self.finish(not head.close)
+
     def write(self, data: bytes) -> None:
         self.written = True
         self._transport.write(data)
@@ -144,7 +165,10 @@ class ServerConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self.flow = Flow(self._transport)
-        self.peer = plain_address(transport.get_extra_info("peername"))
+        name = transport.get_extra_info("peername")
+        self.peer = plain_address(name)
+        self.peer_port = name[1] if name else 0
+        self.tls = transport.get_extra_info("sslcontext") is not None
         self._expect_head()
 
     def data_received(self, data: bytes) -> None:
@@ -221,6 +245,10 @@ class ServerConnection(asyncio.Protocol):
             return data[2:]
         if self._timer is not None:
             self._cancel_timer()
+            if self._http2 is not None and data.startswith(HTTP2_PREFACE):
+                self._gone(self)
+                self._http2(self._transport, data)
+                return b""
         end += 4
         if end > contract.MAX_HEAD_BYTES:
             raise Malformed("head", 431, b"Request Header Fields Too Large")
