@@ -68,7 +68,16 @@ DIRECT_OFFER = b"weir-direct"
 # --- errors (section 3.12) -------------------------------------------------------------------
 BODY_QUEUE_FULL = b"pending request queue full\n"
 BODY_REQUEST_TIMEOUT = b"request timeout"
+BODY_NOT_FOUND = b"404 page not found\n"
+BODY_METHOD_NOT_ALLOWED = b"Method Not Allowed\n"
 TEXT_PLAIN = b"text/plain; charset=utf-8"
+
+# --- the other ports (sections 1.5, 5.1, 6) --------------------------------------------------
+DRAIN_PATH = b"/wait-for-drain"
+METRICS_PATH = b"/metrics"
+PROTOBUF = b"application/protobuf"
+"""Without parameters: the autoscaler compares strings."""
+PROMETHEUS_TEXT = b"text/plain; version=0.0.4; charset=utf-8; escaping=underscores"
 
 # --- why a request did not end like others (Weir's own words, for metrics and logs) ------------
 FAILURE_DIAL = "dial"
@@ -102,6 +111,15 @@ AGGRESSIVE_PROBE_LIMIT_SECONDS = 10.0
 PROBE_REDIRECTS = 10
 DEFAULT_TIMEOUT_SECONDS = 300.0
 STAT_PERIOD_SECONDS = 1.0
+QUIET_SECONDS = 30.0
+"""Without a new request for so long, a pod that terminates has drained (section 6)."""
+RESTART_SECONDS = 1.0
+"""A drain hook without a SIGTERM for so long: only the user container restarts (section 6)."""
+UPGRADED_SECONDS = 60.0
+"""How long upgraded connections may go on after the drain (section 6)."""
+FLUSH_SECONDS = 10.0
+SHUTDOWN_MARGIN_SECONDS = 5.0
+"""What a held drain leaves the user container of the grace period (Weir's own)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,7 @@ class Exchange:
         "started",
         "status",
         "trace",
+        "upgraded",
         "user_status",
     )
 
@@ -96,6 +97,8 @@ class Exchange:
     sent: int
     failure: str
     """Empty, or one of contract.FAILURE_*: why it did not end like others."""
+    upgraded: bool
+    """It is a tunnel now (contract section 3.10)."""
     trace: Any
     """For the observer that traces."""
 
@@ -112,7 +115,7 @@ class Exchange:
         self.clock = clock
         self.started = self.admitted = clock()
         self.admission = None
-        self.counted = self.proxied = self.left = False
+        self.counted = self.proxied = self.left = self.upgraded = False
         self.status = self.user_status = self.received = self.sent = 0
         self.failure = ""
         self.trace = None

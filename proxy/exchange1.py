@@ -42,7 +42,6 @@ class Http1Exchange(Exchange):
         "_pending_size",
         "_replayable",
         "_retried",
-        "_switched",
         "_user",
         "request",
     )
@@ -77,7 +76,6 @@ class Http1Exchange(Exchange):
         self._chunked = False  # how the client gets the body
         self._replayable = False
         self._retried = False
-        self._switched = False
 
     # --- towards the user container ------------------------------------------------------------
     def start(self) -> None:
@@ -241,7 +239,7 @@ class Http1Exchange(Exchange):
         """The user container went away (contract section 3.12)."""
         connection = self._connection
         self._connection = None
-        if self._switched:
+        if self.upgraded:
             self.client.close()
             self._leave()
             return
@@ -277,7 +275,7 @@ class Http1Exchange(Exchange):
             text %= (got.decode("latin-1"), (wanted or b"").decode("latin-1"))
             self._fail(contract.FAILURE_LOST, text.replace("'", '"'))
             return
-        self._switched = True
+        self.upgraded = True
         self.status = self.user_status = 101
         self.client.write(head.for_switching() + rest)
         early = self.client.tunnel()
@@ -299,7 +297,7 @@ class Http1Exchange(Exchange):
         self.failure = contract.FAILURE_TIMEOUT
         text = contract.BODY_REQUEST_TIMEOUT
         client = self.client
-        if self._switched:
+        if self.upgraded:
             client.close()
         elif not self.status:
             self.refuse(answers.reply(504, text))
@@ -320,7 +318,7 @@ class Http1Exchange(Exchange):
     def client_lost(self) -> None:
         """The client left: so does its request, wherever it is."""
         self.failure = contract.FAILURE_CLIENT
-        if self._switched and self._connection is not None:
+        if self.upgraded and self._connection is not None:
             self._connection.close()
             self._connection = None
         else:

@@ -13,6 +13,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Protocol
 
 from weir.proxy import contract
@@ -28,6 +29,7 @@ from weir.proxy.wire.dial import Dial
 from weir.proxy.wire.head import RequestHead
 from weir.proxy.wire.server import Http2, ServerConnection
 from weir.proxy.wire.upstream import Upstream
+from weir.proxy.wire.waiting import Waiting
 from weir.proxy.wire.watch import Watch
 
 
@@ -99,6 +101,8 @@ class Relay:
         self._statuses = [0, 0, 0, 0, 0]
         self._aborted = 0
         self._probes = 0
+        self.last_arrival = -inf
+        """When the last request came that is no probe, of the relay's clock."""
         self._draining = False
         self._drained: asyncio.Future[None] | None = None
         self._clients: set[ServerConnection] = set()
@@ -132,7 +136,8 @@ class Relay:
         return False
 
     def _begin(self, exchange: Exchange) -> None:
-        self._running.add(exchange, exchange.started + self._no_timer_before)  # 3.7
+        self.last_arrival = now = exchange.started
+        self._running.add(exchange, now + self._no_timer_before)  # 3.7
         for observer in self.observers:
             observer.begun(exchange)
 
@@ -160,8 +165,8 @@ class Relay:
         if self._draining:
             self._say(client, head, answers.error(503, contract.BODY_SHUTTING_DOWN))
         elif value == contract.PROBE_QUEUE:
-            client.exchange = check = HealthCheck(client, head)
-            task = asyncio.get_running_loop().create_task(self._check(check))
+            waiting = Waiting(client, head)
+            task = asyncio.get_running_loop().create_task(self._check(waiting))
             self._checks.add(task)
             task.add_done_callback(self._checked)
         elif value == contract.PROBE_WEIR and head.seen[b"user-agent"].startswith(
@@ -173,13 +178,13 @@ class Relay:
         else:
             self._say(client, head, answers.error(400, contract.BODY_UNEXPECTED_PROBE % value))
 
-    async def _check(self, check: HealthCheck) -> None:
+    async def _check(self, waiting: Waiting) -> None:
         started = self._clock()
         ready = await self._prober.ready()
-        client, check.client = check.client, None
-        if client is not None:
-            parts = answers.reply(200, contract.BODY_QUEUE) if ready else answers.reply(503)
-            self._say(client, check.head, parts, self._clock() - started)
+        parts = answers.reply(200, contract.BODY_QUEUE) if ready else answers.reply(503)
+        client, head = waiting.client, waiting.head
+        if waiting.answer(parts):
+            self._said(client, head, parts, self._clock() - started)
 
     def _checked(self, task: asyncio.Task[None]) -> None:
         self._checks.discard(task)
@@ -196,9 +201,11 @@ class Relay:
         else:
             self._say(client, head, answers.reply(200, b"", b"K-Network-Hash: " + value))
 
-    def _say(self, client: Client, head: Head, parts: list[bytes], seconds: float = 0.0) -> None:
-        """The answer to a probe."""
+    def _say(self, client: Client, head: Head, parts: list[bytes]) -> None:
         client.answer(head, parts)
+        self._said(client, head, parts, 0.0)
+
+    def _said(self, client: Client, head: Head, parts: list[bytes], seconds: float) -> None:
         for observer in self.observers:
             observer.probed(client, head, int(parts[0][9:12]), len(parts[-1]), seconds)
 
@@ -236,16 +243,27 @@ class Relay:
         """Probes fail from now on; traffic is served as before (contract section 3.2)."""
         self._draining = True
 
+    def stop_draining(self) -> None:
+        self._draining = False
+
+    def in_flight(self, upgraded: bool) -> int:
+        """Requests that have not ended: those that became tunnels, or all others."""
+        return sum(exchange.upgraded is upgraded for exchange in self._running)
+
+    def close_idle(self) -> None:
+        """Close the clients' connections that have no request now, and those to the user's."""
+        for client in list(self._clients):
+            if client.idle:
+                client.close()
+        self._user.close_idle()
+
     async def drained(self) -> None:
         """Return when no request is in flight; then close the clients' idle connections."""
         while len(self._running):
             if self._drained is None or self._drained.done():
                 self._drained = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._drained)
-        for client in list(self._clients):
-            if client.idle:
-                client.close()
-        self._user.close_idle()
+        self.close_idle()
 
     def abort(self) -> None:
         """End everything at once: exchanges, connections, dials. Safe to call twice."""
@@ -275,28 +293,3 @@ class Relay:
             exchange.admission.leave()  # the next waiter starts in here
         if self._drained is not None and not len(self._running) and not self._drained.done():
             self._drained.set_result(None)
-
-
-class HealthCheck:
-    """A client that waits for the prober's verdict; it may leave before."""
-
-    __slots__ = ("client", "head")
-
-    def __init__(self, client: Client, head: Head) -> None:
-        self.client: Client | None = client
-        self.head = head
-
-    def client_lost(self) -> None:
-        self.client = None
-
-    def request_more(self, piece: bytes, ended: bool) -> None:
-        pass  # a probe's body says nothing
-
-    def client_tunnelled(self, data: bytes) -> None:
-        pass  # cannot happen: nobody switched
-
-    def response_hold(self) -> None:
-        pass
-
-    def response_release(self) -> None:
-        pass

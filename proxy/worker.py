@@ -17,6 +17,7 @@ import resource
 import signal
 import socket
 import sys
+import time
 from collections import deque
 from dataclasses import asdict
 from typing import Any
@@ -25,6 +26,7 @@ import uvloop
 
 from weir.proxy import contract
 from weir.proxy.control import Channel, Message
+from weir.proxy.podserver import PodServer, Role
 from weir.proxy.probes import Prober
 from weir.proxy.relay import Relay, RelayCounters
 
@@ -52,30 +54,26 @@ class Tenant:
         self._stock: deque[socket.socket] = deque()
         self._asked = False
         self._waiting: deque[asyncio.Future[socket.socket]] = deque()
-        self._servers: list[asyncio.Server] = []
         self._period = (settings.probe and settings.probe.period) or PROBE_PERIOD_SECONDS
         self._prober = Prober(settings, self._dial)
         self.relay = Relay(settings, dial=self._dial, prober=self._prober, offer=lambda: self.offer)
+        self._server = PodServer(self.relay, uptime_from=time.monotonic())
 
     async def serve(self, listeners: list[socket.socket]) -> None:
         """Accept on the listeners and watch the user container's readiness, until cancelled."""
-        loop = asyncio.get_running_loop()
         try:
-            for listener in listeners:
-                self._servers.append(
-                    await loop.create_server(self.relay.protocol, sock=listener, backlog=4096)
-                )
+            await self._server.serve(Role.DATA, listeners)
             while True:
                 await self._watch()
         finally:
-            self._stop_accepting()
+            self._server.stop_accepting()
             for spare in self._stock:
                 spare.close()
 
     async def release(self) -> None:
         """Stop accepting, wait for what is in flight. The caller bounds the time."""
         self.relay.start_draining()
-        self._stop_accepting()
+        self._server.stop_accepting()
         await self.relay.drained()
 
     def stock(self, sockets: list[socket.socket]) -> None:
@@ -126,11 +124,6 @@ class Tenant:
             self._channel.send({"op": "ready", "pod": self.name, "ready": ready})
         # an unready container has been polled for seconds by the prober itself
         await asyncio.sleep(self._period if ready else 0.05)
-
-    def _stop_accepting(self) -> None:
-        for server in self._servers:
-            server.close()
-        self._servers.clear()
 
 
 class Worker:

@@ -9,7 +9,8 @@ from http import HTTPStatus
 from weir.proxy import contract
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_TEXT = b"Content-Type: " + contract.TEXT_PLAIN
+_TYPE = b"Content-Type: "
+_TEXT = _TYPE + contract.TEXT_PLAIN
 _NOSNIFF = b"X-Content-Type-Options: nosniff"
 
 
@@ -34,11 +35,13 @@ def date_line() -> bytes:
     return _clock.line
 
 
-def reply(status: int, body: bytes = b"", *fields: bytes) -> list[bytes]:
+def reply(
+    status: int, body: bytes = b"", *fields: bytes, kind: bytes = contract.TEXT_PLAIN
+) -> list[bytes]:
     """Status line, fields and body of an ordinary answer; `fields` come before Date."""
     lines = [_status_line(status), *fields, date_line(), b"Content-Length: %d" % len(body)]
     if body:
-        lines.append(_TEXT)
+        lines.append(_TYPE + kind)
     return [*lines, body]
 
 

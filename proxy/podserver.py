@@ -1,0 +1,181 @@
+"""Everything that is served for one pod, as its queue-proxy would: all ports, probes and the drain.
+
+Owns which service is on which port, the reporting period of the autoscaler, and the order of a
+shutdown (contract sections 1.5, 5.1, 6). Where listeners and sockets come from, and what a signal
+means, is the business of the process: a sidecar, or a worker of the node agent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Callable, Iterable
+from enum import Enum
+from math import inf
+
+from weir.proxy import contract, ports
+from weir.proxy.policy import stat
+from weir.proxy.policy.drain import Drain, Phase
+from weir.proxy.relay import Relay
+from weir.proxy.wire.server import ServerConnection, Service
+
+_POLL_SECONDS = 0.1
+"""How often a shutdown looks whether it may go on."""
+
+log = logging.getLogger("weir.pod")
+
+
+class Role(Enum):
+    """What a listening socket is for."""
+
+    DATA = "data"
+    TLS = "tls"
+    ADMIN = "admin"
+    AUTOSCALER = "autoscaler"
+    METRICS = "metrics"
+
+
+class PodServer:
+    """`serve` on listeners; `terminate` begins the drain, and `drained` returns after its end.
+
+    `uptime_from` is the monotonic time at which the process counts as started. `render` makes the
+    page of Role.METRICS, `secure` wraps the data port's protocol for Role.TLS.
+    """
+
+    def __init__(
+        self,
+        relay: Relay,
+        *,
+        uptime_from: float,
+        render: Callable[[], bytes] | None = None,
+        secure: Callable[[Callable[[], asyncio.Protocol]], Callable[[], asyncio.Protocol]]
+        | None = None,
+    ) -> None:
+        self.relay = relay
+        self.drain = Drain(relay.settings.timeout)
+        self._uptime_from = uptime_from
+        self._stat = stat.encode(relay.settings.pod)
+        self._hook = ports.DrainHook(self._hooked)
+        self._changed = asyncio.Event()
+        self._others: set[ServerConnection] = set()
+        self._data: list[asyncio.Server] = []
+        self._admin: list[asyncio.Server] = []
+        self._tick: asyncio.TimerHandle | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._services: dict[Role, Callable[[], asyncio.Protocol]] = {
+            Role.DATA: relay.protocol,
+            Role.ADMIN: self._plain(self._hook),
+            Role.AUTOSCALER: self._plain(ports.autoscaler(lambda: self._stat)),
+        }
+        if render is not None:
+            self._services[Role.METRICS] = self._plain(ports.prometheus(render))
+        if secure is not None:
+            self._services[Role.TLS] = secure(relay.protocol)
+
+    async def serve(self, role: Role, listeners: Iterable[socket.socket]) -> None:
+        """Accept on listening, non-blocking sockets, which are owned from now on."""
+        loop = asyncio.get_running_loop()
+        servers = self._data if role in (Role.DATA, Role.TLS) else self._admin
+        for listener in listeners:
+            servers.append(
+                await loop.create_server(self._services[role], sock=listener, backlog=4096)
+            )
+        if role is Role.AUTOSCALER and self._tick is None:
+            self._next_tick(loop.time() + contract.STAT_PERIOD_SECONDS)
+
+    def terminate(self) -> None:
+        """SIGTERM: probes fail at once, traffic goes on (contract section 6)."""
+        self.drain.terminate(time.monotonic())
+        self._draining()
+
+    async def drained(self) -> None:
+        """Return when the drain has ended and nothing is accepted or in flight any more."""
+        while self.drain.phase is not Phase.DRAINED:
+            await self._changed.wait()
+            self._changed.clear()
+        self.stop_accepting()
+        while self.relay.in_flight(upgraded=False):
+            await self._idle_moment()
+        until = time.monotonic() + contract.UPGRADED_SECONDS
+        while (left := self.relay.in_flight(upgraded=True)) and time.monotonic() < until:
+            await self._idle_moment()
+        if left:
+            log.warning(
+                "%d upgraded connections are cut after %gs", left, contract.UPGRADED_SECONDS
+            )
+        self.relay.close_idle()
+
+    def stop_accepting(self) -> None:
+        for server in self._data:
+            server.close()
+        self._data.clear()
+
+    def close(self) -> None:
+        """End everything at once. Safe to call twice."""
+        if self._tick is not None:
+            self._tick.cancel()
+            self._tick = None
+        if self._watching is not None:
+            self._watching.cancel()
+        for server in (*self._data, *self._admin):
+            server.close()
+        for client in list(self._others):
+            client.close()
+        self.relay.abort()
+
+    async def _idle_moment(self) -> None:
+        self.relay.close_idle()
+        await asyncio.sleep(_POLL_SECONDS)
+
+    # --- the drain -----------------------------------------------------------------------------
+    def _hooked(self) -> None:
+        log.info("the kubelet's drain hook was called")
+        self.drain.hook(time.monotonic())
+        self._draining()
+
+    def _draining(self) -> None:
+        if self.drain.phase is Phase.DRAINING:
+            self.relay.start_draining()
+            if self._watching is not None:
+                self._watching.cancel()  # what is due may have changed
+            self._watching = asyncio.get_running_loop().create_task(self._watch())
+
+    async def _watch(self) -> None:
+        """Until the drain is over, one way or the other."""
+        relay = self.relay
+        while True:
+            now = time.monotonic()
+            phase = self.drain.look(now, relay.last_arrival, relay.in_flight(upgraded=False))
+            if phase is not Phase.DRAINING:
+                break
+            due = self.drain.due(relay.last_arrival)
+            await asyncio.sleep(max(due - now, _POLL_SECONDS) if due < inf else _POLL_SECONDS)
+        if phase is Phase.SERVING:
+            log.info("no SIGTERM: only the user container restarts, the drain is cancelled")
+            relay.stop_draining()
+        else:
+            self._hook.open = True
+        self._hook.release()
+        self._changed.set()
+
+    # --- the other ports -----------------------------------------------------------------------
+    def _plain(self, service: Service) -> Callable[[], asyncio.Protocol]:
+        def protocol() -> asyncio.Protocol:
+            client = ServerConnection(service, self._others.discard)
+            self._others.add(client)
+            return client
+
+        return protocol
+
+    def _next_tick(self, at: float) -> None:
+        self._tick = asyncio.get_running_loop().call_at(at, self._period_ends, at)
+
+    def _period_ends(self, at: float) -> None:
+        settings = self.relay.settings
+        uptime = time.monotonic() - self._uptime_from
+        self._stat = stat.encode(settings.pod, self.relay.report(), uptime)
+        loop = asyncio.get_running_loop()
+        # a period that was missed (a stopped process) is not made up for
+        self._next_tick(max(at + contract.STAT_PERIOD_SECONDS, loop.time()))
