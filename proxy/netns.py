@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from weir.proxy import sockets
+
 T = TypeVar("T")
 
 _CLONE_NEWNET = 0x40000000
@@ -67,30 +69,14 @@ def tcp_sockets(netns: str | Path, count: int) -> list[socket.socket]:
     return run_in(netns, make)
 
 
-def listen(netns: str | Path | None, address: str, port: int, backlog: int = 4096) -> socket.socket:
-    """A non-blocking listener inside, with SO_REUSEADDR. "::" takes IPv4 as well.
-
-    `netns` None is where we are, which takes no privilege.
-    """
-
-    def make() -> socket.socket:
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                v6only = 0 if address == "::" else 1
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6only)
-            listener.bind((address, port))
-            listener.listen(backlog)
-            listener.setblocking(False)
-        except OSError as error:
-            listener.close()
-            where = f"{address} port {port}" + (f" in {netns}" if netns else "")
-            raise OSError(error.errno, f"{error.strerror}: listening on {where}") from error
-        return listener
-
-    return make() if netns is None else run_in(netns, make)
+def listen(netns: str | Path | None, address: str, port: int) -> socket.socket:
+    """`sockets.listen` inside; `netns` None is where we are, which takes no privilege."""
+    if netns is None:
+        return sockets.listen(address, port)
+    try:
+        return run_in(netns, lambda: sockets.listen(address, port))
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror} (in {netns})") from error
 
 
 def _enter(netns: str | Path) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from enum import Enum
 from math import inf
 
-from weir.proxy import contract, ports
+from weir.proxy import contract, ports, sockets
 from weir.proxy.policy import stat
 from weir.proxy.policy.drain import Drain, Phase
 from weir.proxy.relay import Relay
@@ -80,7 +80,9 @@ class PodServer:
         servers = self._data if role in (Role.DATA, Role.TLS) else self._admin
         for listener in listeners:
             servers.append(
-                await loop.create_server(self._services[role], sock=listener, backlog=4096)
+                await loop.create_server(
+                    self._services[role], sock=listener, backlog=sockets.BACKLOG
+                )
             )
         if role is Role.AUTOSCALER and self._tick is None:
             self._next_tick(loop.time() + contract.STAT_PERIOD_SECONDS)
