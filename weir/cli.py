@@ -1,17 +1,14 @@
 """The `weir` command: what can be asked for, and how. What is done lives with each part.
 
-Imports of the parts are inside the functions: `weir --help` and a sidecar's start must not pay
-for what they don't use.
+Imports are inside the functions: `weir --help` and above all a sidecar's start must not pay for
+what they don't use.
 """
 
-import argparse
-import asyncio
-import logging
-import signal
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-import weir
+if TYPE_CHECKING:
+    import argparse
 
 EPILOG = """\
 examples:
@@ -26,6 +23,11 @@ examples:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line. Returns the exit status; 2 for a usage error."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv == ["sidecar"]:  # of the milliseconds to its first request, none are for argparse
+        return _call_sidecar(None)
+    import logging
+
     parser = _parser()
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO)
@@ -33,7 +35,10 @@ def main(argv: list[str] | None = None) -> int:
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> "argparse.ArgumentParser":
+    import argparse
+
+    import weir
     from weir.adaptor import commands as adaptor
 
     parser = argparse.ArgumentParser(
@@ -47,11 +52,14 @@ def _parser() -> argparse.ArgumentParser:
     _run(commands)
     adaptor.register(commands)
     _agent(commands)
+    _sidecar(commands)
     _doctor(commands)
     return parser
 
 
 def _run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    from pathlib import Path
+
     parser = commands.add_parser(
         "run",
         help="everything on this machine: broker, function, agent, adaptor",
@@ -91,7 +99,9 @@ def _run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> Non
     parser.set_defaults(call=_call_run)
 
 
-def _call_run(args: argparse.Namespace) -> int:
+def _call_run(args: "argparse.Namespace") -> int:
+    import asyncio
+
     from weir.adaptor.broker import Broker
     from weir.adaptor.routes import RoutesError, load
     from weir.local.run import RunOptions, run
@@ -126,6 +136,8 @@ def _call_run(args: argparse.Namespace) -> int:
 
 
 def _agent(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    from pathlib import Path
+
     parser = commands.add_parser(
         "agent",
         help="steer, count and relay the pods of this node",
@@ -139,7 +151,10 @@ def _agent(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     parser.set_defaults(call=_call_agent)
 
 
-def _call_agent(args: argparse.Namespace) -> int:
+def _call_agent(args: "argparse.Namespace") -> int:
+    import asyncio
+    import signal
+
     import uvloop
 
     from weir.proxy.agent import Agent
@@ -181,6 +196,23 @@ def _call_agent(args: argparse.Namespace) -> int:
             kernel.close()
 
 
+def _sidecar(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "sidecar",
+        help="in a Knative pod: take the place of the queue-proxy",
+        description="Serve the ports of a Knative queue-proxy, with the settings that Knative puts "
+        "into the environment (SERVING_*, QUEUE_*, USER_PORT, ...). Needs no privilege and writes "
+        "no file. SIGTERM drains. To be set as queue-sidecar-image in config-deployment.",
+    )
+    parser.set_defaults(call=_call_sidecar)
+
+
+def _call_sidecar(_: object) -> int:
+    from weir.proxy.sidecar import main
+
+    return main()
+
+
 def _doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser(
         "doctor",
@@ -192,7 +224,7 @@ def _doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     parser.set_defaults(call=_call_doctor)
 
 
-def _call_doctor(args: argparse.Namespace) -> int:
+def _call_doctor(args: "argparse.Namespace") -> int:
     from weir.local.doctor import doctor
 
     return doctor(as_json=args.json)

@@ -1,0 +1,101 @@
+"""`weir sidecar`: the process that takes the queue-proxy's place in a pod (contract section 1).
+
+Owns the order of the start (settings, sockets, then everything heavy), signals and the exit
+status. What is served is the PodServer's business.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from weir.proxy import contract, sockets
+from weir.proxy.environment import CERTIFICATES, EnvironmentFault, SidecarSettings, read_environment
+
+if TYPE_CHECKING:
+    import socket
+
+
+def main(environment: Mapping[str, str] = os.environ) -> int:
+    """Serve until SIGTERM or SIGINT, then drain. Returns the exit status, as upstream has them."""
+    started = time.monotonic()
+    try:
+        settings = read_environment(environment)
+        passed = sockets.inherited(environment)
+        open_ports = _open(settings, passed)
+    except (EnvironmentFault, ValueError, OSError) as error:
+        print(f"weir sidecar: {error}", file=sys.stderr)
+        return 1
+    import uvloop  # from here on it is heavy, and connections are queued already
+
+    return int(uvloop.run(_serve(settings, open_ports, started)))
+
+
+def _ports(settings: SidecarSettings) -> dict[str, int]:
+    """By role (podserver.Role)."""
+    wanted = {
+        "data": settings.data_port,
+        "admin": contract.ADMIN_PORT,
+        "autoscaler": contract.AUTOSCALER_PORT,
+    }
+    if has_certificates():
+        wanted["tls"] = settings.tls_port
+    return wanted
+
+
+def has_certificates() -> bool:
+    return all(os.path.exists(f"{CERTIFICATES}/{name}") for name in ("tls.crt", "tls.key"))  # noqa: PTH110
+
+
+def _open(
+    settings: SidecarSettings, passed: dict[int, list[socket.socket]]
+) -> dict[str, list[socket.socket]]:
+    open_ports = {role: sockets.on_port(port, passed) for role, port in _ports(settings).items()}
+    if settings.observability.request_metrics.protocol == "prometheus":
+        try:
+            open_ports["metrics"] = sockets.on_port(contract.METRICS_PORT, passed)
+        except OSError as error:  # not fatal, as upstream (contract section 1.5)
+            print(f"weir sidecar: {error}: no metrics are served", file=sys.stderr)
+    for unused in passed.values():
+        for sock in unused:
+            sock.close()
+    return open_ports
+
+
+async def _serve(
+    settings: SidecarSettings, open_ports: dict[str, list[socket.socket]], started: float
+) -> int:
+    import asyncio
+    import signal
+
+    from weir.proxy.podserver import PodServer, Role
+    from weir.proxy.probes import Prober
+    from weir.proxy.relay import Relay
+    from weir.proxy.wire.dial import dial_here
+
+    revision = settings.revision
+    relay = Relay(revision, dial=dial_here, prober=Prober(revision, dial_here))
+    server = PodServer(relay, uptime_from=started)
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        if server.drain.terminating:
+            os._exit(1)  # a second signal: at once (contract section 6)
+        server.terminate()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    for role, listeners in open_ports.items():
+        await server.serve(Role(role), listeners)
+    try:
+        await server.drained()
+    finally:
+        server.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
