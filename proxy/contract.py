@@ -10,7 +10,7 @@ in the policies and in the relay.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 RELEASE = "knative/serving main, August 2026"
 
@@ -124,15 +124,27 @@ SHUTDOWN_MARGIN_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class HttpGet:
-    """An httpGet readiness probe after the controller's normalisation (section 1.2)."""
+    """An httpGet readiness probe after the controller's normalisation (section 1.2).
+
+    `detect_http2`: the container may speak HTTP/2 only, so that is tried first (section 4.3).
+    """
 
     path: str = "/"
     headers: tuple[tuple[str, str], ...] = ()
+    scheme: str = "http"
+    detect_http2: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcCheck:
+    """A grpc readiness probe: grpc.health.v1.Health/Check of `service`, "" for the whole server."""
+
+    service: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """The user container's readiness probe: a TCP connect, or with `http` a GET.
+    """A readiness probe: a TCP connect, or with `http` a GET, or with `grpc` a health check.
 
     `period` 0 is Knative's aggressive mode (section 4.3); `timeout` is per try, in seconds, and
     only used when `period` is not 0.
@@ -141,6 +153,7 @@ class Probe:
     port: int
     host: str = "127.0.0.1"
     http: HttpGet | None = None
+    grpc: GrpcCheck | None = None
     period: float = 0.0
     timeout: float = 1.0
     success_threshold: int = 1
@@ -150,8 +163,8 @@ class Probe:
 class RevisionSettings:
     """What the controller tells a sidecar about its revision (section 1.1).
 
-    The three timeouts are seconds, 0 is off. `container_concurrency` 0 is no limit. `probe` None
-    means that the user container has no readiness probe: it counts as ready.
+    The three timeouts are seconds, 0 is off. `container_concurrency` 0 is no limit. All of the
+    `probes` must pass; none means that the user container counts as ready.
     """
 
     user_port: int
@@ -165,4 +178,4 @@ class RevisionSettings:
     timeout: float = DEFAULT_TIMEOUT_SECONDS
     response_start_timeout: float = 0.0
     idle_timeout: float = 0.0
-    probe: Probe | None = field(default=None)
+    probes: tuple[Probe, ...] = ()

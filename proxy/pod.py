@@ -114,9 +114,13 @@ def _pod(path: Path, index: int, pod: object) -> PodSpec:
             timeout=float(field["timeoutSeconds"]),
             response_start_timeout=float(field["responseStartTimeoutSeconds"]),
             idle_timeout=float(field["idleTimeoutSeconds"]),
-            probe=contract.Probe(
-                port=field["userPort"],
-                http=contract.HttpGet(field["readinessPath"]) if field["readinessPath"] else None,
+            probes=(
+                contract.Probe(
+                    port=field["userPort"],
+                    http=contract.HttpGet(field["readinessPath"])
+                    if field["readinessPath"]
+                    else None,
+                ),
             ),
         ),
         netns=Path(field["netns"]) if field["netns"] else None,

@@ -29,7 +29,7 @@ class Prober:
         dial: Dial,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._probe = settings.probe
+        self._probe = settings.probes[0] if settings.probes else None
         self._dial = dial
         self._clock = clock
         self._successes = 0

@@ -54,7 +54,8 @@ class Tenant:
         self._stock: deque[socket.socket] = deque()
         self._asked = False
         self._waiting: deque[asyncio.Future[socket.socket]] = deque()
-        self._period = (settings.probe and settings.probe.period) or PROBE_PERIOD_SECONDS
+        periods = [probe.period for probe in settings.probes if probe.period]
+        self._period = min(periods, default=PROBE_PERIOD_SECONDS)
         self._prober = Prober(settings, self._dial)
         self.relay = Relay(settings, dial=self._dial, prober=self._prober, offer=lambda: self.offer)
         self._server = PodServer(self.relay, uptime_from=time.monotonic())
@@ -201,13 +202,16 @@ def numbers(counters: RelayCounters) -> dict[str, float]:
 
 def settings_from(fields: dict[str, Any]) -> contract.RevisionSettings:
     """The settings as `dataclasses.asdict` and JSON left them."""
-    probe = fields["probe"]
-    if probe is not None:
-        http = probe["http"]
+    probes = []
+    for probe in fields["probes"]:
+        http, grpc = probe["http"], probe["grpc"]
         if http is not None:
-            http = contract.HttpGet(http["path"], tuple((n, v) for n, v in http["headers"]))
-        probe = contract.Probe(**{**probe, "http": http})
-    return contract.RevisionSettings(**{**fields, "probe": probe})
+            headers = tuple((name, value) for name, value in http["headers"])
+            http = contract.HttpGet(**{**http, "headers": headers})
+        if grpc is not None:
+            grpc = contract.GrpcCheck(**grpc)
+        probes.append(contract.Probe(**{**probe, "http": http, "grpc": grpc}))
+    return contract.RevisionSettings(**{**fields, "probes": tuple(probes)})
 
 
 def drop_privileges(uid: int, memory: int) -> None:

@@ -329,7 +329,7 @@ class Rig:
         user = UserContainer()
         await user.start()
         revision = RevisionSettings(
-            user_port=user.port, probe=probe or Probe(port=user.port, period=10), **settings
+            user_port=user.port, probes=(probe or Probe(port=user.port, period=10),), **settings
         )
         made: list[Rig] = []
         relay = Relay(

@@ -20,8 +20,8 @@ async def user() -> AsyncIterator[UserContainer]:
     await container.stop()
 
 
-def prober(probe: Probe | None) -> Prober:
-    return Prober(RevisionSettings(user_port=1, probe=probe), dial_here)
+def prober(*probes: Probe) -> Prober:
+    return Prober(RevisionSettings(user_port=1, probes=probes), dial_here)
 
 
 async def free_port() -> int:
@@ -32,7 +32,7 @@ async def free_port() -> int:
 
 
 async def test_without_a_probe_the_user_container_is_ready() -> None:
-    assert await prober(None).ready()
+    assert await prober().ready()
 
 
 async def test_a_tcp_probe_connects_and_says_nothing(user: UserContainer) -> None:

@@ -20,17 +20,17 @@ def test_a_pod_needs_a_name_and_a_user_port_and_gets_the_contracts_defaults(tmp_
     assert pod.settings.user_port == 8080
     assert pod.settings.timeout == 300.0
     assert pod.settings.container_concurrency == 0
-    assert pod.settings.probe is not None
-    assert pod.settings.probe.http is None
+    (probe,) = pod.settings.probes
+    assert probe.http is None
 
 
 def test_a_readiness_path_makes_an_http_probe(tmp_path: Path) -> None:
     (pod,) = load_pods(
         write(tmp_path, {"name": "hello", "userPort": 8080, "readinessPath": "/healthz"})
     )
-    assert pod.settings.probe is not None
-    assert pod.settings.probe.http is not None
-    assert pod.settings.probe.http.path == "/healthz"
+    (probe,) = pod.settings.probes
+    assert probe.http is not None
+    assert probe.http.path == "/healthz"
 
 
 @pytest.mark.parametrize(
