@@ -49,12 +49,15 @@ class PodServer:
         relay: Relay,
         *,
         uptime_from: float,
+        drain: Drain | None = None,
+        upgraded_seconds: float = contract.UPGRADED_SECONDS,
         render: Callable[[], bytes] | None = None,
         secure: Callable[[Callable[[], asyncio.Protocol]], Callable[[], asyncio.Protocol]]
         | None = None,
     ) -> None:
         self.relay = relay
-        self.drain = Drain(relay.settings.timeout)
+        self.drain = drain or Drain(relay.settings.timeout)
+        self._upgraded_seconds = upgraded_seconds
         self._uptime_from = uptime_from
         self._stat = stat.encode(relay.settings.pod)
         self._hook = ports.DrainHook(self._hooked)
@@ -100,13 +103,11 @@ class PodServer:
         self.stop_accepting()
         while self.relay.in_flight(upgraded=False):
             await self._idle_moment()
-        until = time.monotonic() + contract.UPGRADED_SECONDS
+        until = time.monotonic() + self._upgraded_seconds
         while (left := self.relay.in_flight(upgraded=True)) and time.monotonic() < until:
             await self._idle_moment()
         if left:
-            log.warning(
-                "%d upgraded connections are cut after %gs", left, contract.UPGRADED_SECONDS
-            )
+            log.warning("%d upgraded connections are cut: they did not end in time", left)
         self.relay.close_idle()
 
     def stop_accepting(self) -> None:
