@@ -7,6 +7,7 @@ status. What is served is the PodServer's business.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -18,10 +19,14 @@ from weir.proxy.environment import CERTIFICATES, EnvironmentFault, SidecarSettin
 if TYPE_CHECKING:
     import socket
 
+_STOP = (signal.SIGTERM, signal.SIGINT)
+
 
 def main(environment: Mapping[str, str] = os.environ) -> int:
     """Serve until SIGTERM or SIGINT, then drain. Returns the exit status, as upstream has them."""
     started = time.monotonic()
+    # a pod may be deleted while this loads, and as process 1 it would not even notice the signal
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP)
     try:
         settings = read_environment(environment)
         passed = sockets.inherited(environment)
@@ -69,7 +74,6 @@ async def _serve(
     settings: SidecarSettings, open_ports: dict[str, list[socket.socket]], started: float
 ) -> int:
     import asyncio
-    import signal
 
     from weir.proxy.podserver import PodServer, Role
     from weir.proxy.probes import Prober
@@ -86,10 +90,11 @@ async def _serve(
             os._exit(1)  # a second signal: at once (contract section 6)
         server.terminate()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _STOP:
         loop.add_signal_handler(number, stop)
     for role, listeners in open_ports.items():
         await server.serve(Role(role), listeners)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP)
     try:
         await server.drained()
     finally:
