@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.relay.rig import Closed, Peer, Request, UserContainer, hang, ok
+from tests.relay.rig import Answer, Closed, Peer, Request, UserContainer, hang, ok
 from weir.proxy import contract
 from weir.proxy.contract import HttpGet, Probe, RevisionSettings
 from weir.proxy.probes import Prober
@@ -49,14 +49,33 @@ async def test_with_a_period_one_refused_connect_is_the_verdict() -> None:
 
 
 async def test_an_http_probe_asks_as_the_queue_proxy_does(user: UserContainer) -> None:
-    get = HttpGet("//healthz?deep=1", (("X-Token", "secret"), ("user-agent", "mine")))
+    get = HttpGet("//healthz?deep=1", (("x-token", "secret"), ("X-Token", "again")))
     assert await prober(Probe(port=user.port, http=get, period=10)).ready()
     (got,) = user.requests
     assert got.line == "GET /healthz?deep=1 HTTP/1.1"
+    assert got.fields == [
+        ("Host", f"127.0.0.1:{user.port}"),
+        ("User-Agent", "kube-probe//"),
+        ("X-Token", "secret"),
+        ("X-Token", "again"),
+        ("Accept-Encoding", "gzip"),
+        ("Connection", "close"),
+    ]
+
+
+async def test_the_users_headers_replace_neither_host_nor_agent(user: UserContainer) -> None:
+    headers = (("user-agent", "mine"), ("host", "example.com"), ("accept-encoding", "br"))
+    assert await prober(Probe(port=user.port, http=HttpGet("", headers), period=10)).ready()
+    (got,) = user.requests
     assert got.field("host") == f"127.0.0.1:{user.port}"
-    assert got.field("user-agent") == "mine"
-    assert got.field("x-token") == "secret"
-    assert got.field("accept-encoding") == "gzip"
+    assert got.field("user-agent") == "kube-probe//"
+    assert [value for name, value in got.fields if name == "Accept-Encoding"] == ["br"]
+
+
+async def test_a_path_can_not_break_the_request_line(user: UserContainer) -> None:
+    path = "/a b\u00e4\r\nX: y?q=%2F#part"
+    assert await prober(Probe(port=user.port, http=HttpGet(path), period=10)).ready()
+    assert user.requests[0].line == "GET /a%20b%C3%A4%0D%0AX:%20y?q=%2F HTTP/1.1"
 
 
 async def test_the_probes_agent_is_kube_probe_without_a_version(user: UserContainer) -> None:
@@ -81,6 +100,91 @@ async def test_200_to_399_is_ready(user: UserContainer, status: int, ready: bool
     assert await http.ready() is ready
     if not ready:
         assert http.last_error.endswith(f"status code: {status}")
+
+
+@pytest.mark.parametrize("status", [300, 304, 305])
+async def test_a_location_without_a_redirect_is_not_followed(
+    user: UserContainer, status: int
+) -> None:
+    user.on("/", ok(b"", "Location: /other", status=f"{status} X"))
+    assert await prober(Probe(port=user.port, http=HttpGet(), period=10)).ready()
+    assert len(user.requests) == 1
+
+
+async def test_a_redirect_that_leads_nowhere_is_ready(user: UserContainer) -> None:
+    user.on("/", ok(status="302 Found"))
+    assert await prober(Probe(port=user.port, http=HttpGet(), period=10)).ready()
+
+
+@pytest.mark.parametrize(
+    ("location", "asked"),
+    [("up?x=1#y", "/a/up?x=1"), ("/up", "/up"), ("../up", "/up"), ("?x", "/a/b?x")],
+)
+async def test_a_redirect_may_be_relative(user: UserContainer, location: str, asked: str) -> None:
+    user.on("/a/b", ok(b"", f"Location: {location}", status="307 Temporary Redirect"))
+    if asked.startswith("/a/b"):
+        user.on("/a/b", only_without_query(location))
+    assert await prober(Probe(port=user.port, http=HttpGet("/a/b"), period=10)).ready()
+    assert [got.path for got in user.requests] == ["/a/b", asked]
+
+
+def only_without_query(location: str) -> Answer:
+    async def answer(peer: Peer, got: Request) -> None:
+        if "?" in got.path:
+            await peer.send(ok())
+        else:
+            await peer.send(ok(b"", f"Location: {location}", status="307 Temporary Redirect"))
+
+    return answer
+
+
+async def test_a_redirect_to_another_host_takes_no_secrets_along(user: UserContainer) -> None:
+    user.on("/", ok(b"", f"Location: http://localhost:{user.port}/up", status="302 Found"))
+    headers = (("Authorization", "Basic eA=="), ("X-Kept", "1"))
+    await prober(Probe(port=user.port, http=HttpGet("/", headers), period=10)).ready()
+    here, there = user.requests
+    assert here.field("authorization") == "Basic eA=="
+    assert there.field("authorization") is None
+    assert there.field("x-kept") == "1"
+
+
+async def test_a_redirect_to_another_scheme_is_not_followed(user: UserContainer) -> None:
+    user.on("/", ok(b"", "Location: ftp://127.0.0.1/", status="302 Found"))
+    http = prober(Probe(port=user.port, http=HttpGet(), period=10))
+    assert not await http.ready()
+    assert "ftp://127.0.0.1/" in http.last_error
+
+
+async def test_the_rest_of_the_answer_is_read_before_the_connection_closes(
+    user: UserContainer,
+) -> None:
+    closed_early = []
+
+    async def slowly(peer: Peer, _: Request) -> None:
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nab")
+        await user.wait_for(lambda: bool(verdict))
+        closed_early.append(peer.reader.at_eof())
+        await peer.send(b"cd")
+
+    verdict: list[bool] = []
+    user.on("/", slowly)
+    verdict.append(await prober(Probe(port=user.port, http=HttpGet(), period=10)).ready())
+    assert verdict == [True]
+    async with user.changed:
+        user.changed.notify_all()
+    await user.wait_for(lambda: user.open == 0)
+    assert closed_early == [False]
+
+
+async def test_an_endless_answer_is_cut_off(user: UserContainer) -> None:
+    async def endless(peer: Peer, _: Request) -> None:
+        await peer.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        while True:
+            await peer.send(b"1000\r\n" + b"x" * 0x1000 + b"\r\n")
+
+    user.on("/", endless)
+    assert await prober(Probe(port=user.port, http=HttpGet(), period=10)).ready()
+    await user.wait_for(lambda: user.open == 0)
 
 
 async def test_redirects_are_followed_ten_times(user: UserContainer) -> None:
@@ -201,3 +305,71 @@ async def test_a_redirect_to_what_is_no_address_is_not_ready(
     http = prober(Probe(port=user.port, http=HttpGet("/"), period=10))
     assert not await http.ready()
     assert http.last_error
+
+
+async def test_of_several_probes_all_must_pass(user: UserContainer) -> None:
+    user.on("/bad", ok(status="500 Oh"))
+    good = Probe(port=user.port, http=HttpGet("/good"), period=10)
+    bad = Probe(port=user.port, http=HttpGet("/bad"), period=10)
+    tcp = Probe(port=user.port, period=10)
+    assert await prober(good, tcp).ready()
+    several = prober(good, bad, tcp)
+    assert not await several.ready()
+    assert "status code: 500" in several.last_error
+    assert several.tries == 3
+
+
+async def test_several_probes_run_at_once(user: UserContainer) -> None:
+    both = asyncio.Barrier(2)
+
+    async def meet(peer: Peer, _: Request) -> None:
+        await both.wait()
+        await peer.send(ok())
+
+    for path in ("/a", "/b"):
+        user.on(path, meet)
+    probes = [Probe(port=user.port, http=HttpGet(p), period=10, timeout=9) for p in ("/a", "/b")]
+    assert await prober(*probes).ready()
+
+
+class TestLog:
+    """What is said of a failure, and how often (contract 4.3)."""
+
+    async def test_an_aggressive_run_that_fails_is_one_line(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level("INFO")
+        monkeypatch.setattr(contract, "AGGRESSIVE_PROBE_LIMIT_SECONDS", 0.2)
+        port = await free_port()
+        tcp = prober(Probe(port=port))
+        assert not await tcp.ready()
+        (record,) = caplog.records
+        assert record.name == "weir.proxy.probes"
+        assert record.getMessage() == (
+            f"aggressive probe error (failed {tcp.tries} times):"
+            f" dial tcp 127.0.0.1:{port}: connect: connection refused"
+        )
+
+    async def test_a_run_that_succeeds_in_the_end_says_nothing(
+        self, user: UserContainer, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level("INFO")
+        answers = iter([500, 200])
+
+        async def answer(peer: Peer, _: Request) -> None:
+            await peer.send(ok(status=f"{next(answers)} X"))
+
+        user.on("/", answer)
+        assert await prober(Probe(port=user.port, http=HttpGet())).ready()
+        assert len(user.requests) == 2
+        assert caplog.records == []
+
+    async def test_a_single_try_that_fails_is_a_line(
+        self, user: UserContainer, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level("INFO")
+        user.on("/", ok(status="500 Oh"))
+        assert not await prober(Probe(port=user.port, http=HttpGet(), period=10)).ready()
+        assert [record.getMessage() for record in caplog.records] == [
+            "HTTP probe did not respond Ready, got status code: 500"
+        ]
