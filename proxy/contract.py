@@ -68,6 +68,8 @@ DIRECT_OFFER = b"weir-direct"
 # --- errors (section 3.12) -------------------------------------------------------------------
 BODY_QUEUE_FULL = b"pending request queue full\n"
 BODY_REQUEST_TIMEOUT = b"request timeout"
+HTTP_TO_TLS = b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n"
+"""The whole answer to plain HTTP on the TLS port; the end of the connection ends its body."""
 BODY_NOT_FOUND = b"404 page not found\n"
 BODY_METHOD_NOT_ALLOWED = b"Method Not Allowed\n"
 TEXT_PLAIN = b"text/plain; charset=utf-8"
@@ -118,6 +120,9 @@ RESTART_SECONDS = 1.0
 UPGRADED_SECONDS = 60.0
 """How long upgraded connections may go on after the drain (section 6)."""
 FLUSH_SECONDS = 10.0
+CERTIFICATE_SECONDS = 60.0
+"""How often the TLS port looks for another certificate (section 3.9)."""
+CERTIFICATE_RELOADED = "Certificate and/or key have changed on disk and were reloaded."
 SHUTDOWN_MARGIN_SECONDS = 5.0
 """What a held drain leaves the user container of the grace period (Weir's own)."""
 

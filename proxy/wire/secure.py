@@ -1,0 +1,334 @@
+"""TLS on an accepted connection: a transport of plain bytes for whoever speaks HTTP on it.
+
+Owns the handshake and its time limit, records, half-closing, and the answer to a client that speaks
+plain HTTP here (contract section 3.12). Which certificate is shown is the context's business.
+
+Not asyncio's own TLS: the first bytes decide before the handshake begins, no task and no future is
+made for a connection, and none of them holds a read buffer while it is idle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import ssl
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+from weir.proxy import contract
+
+_log = logging.getLogger(__name__)
+
+_HANDSHAKE = 0x16  # the type of a TLS record that begins one
+_HTTP = frozenset(
+    b"GET /|HEAD |POST |PUT /|PATCH|DELET|OPTIO|CONNE|TRACE|PRI *".split(b"|"),
+)
+_READ_BYTES = 256 << 10
+_PIECE_BYTES = 64 << 10
+"""What goes through OpenSSL's buffers at once: they keep the size they once had."""
+LINGER_SECONDS = 0.5
+"""How long a refused client may go on sending, so that it reads the refusal and not a reset."""
+
+
+class SecureServer(asyncio.Protocol):
+    """A client's connection below TLS; `make` gives the protocol above it once that stands.
+
+    `done` hears, once, that the handshake has come to an end, good or bad.
+    """
+
+    __slots__ = (
+        "_done",
+        "_first",
+        "_incoming",
+        "_make",
+        "_object",
+        "_outgoing",
+        "_refused",
+        "_timer",
+        "_transport",
+        "_upper",
+        "context",
+    )
+
+    def __init__(
+        self,
+        context: ssl.SSLContext,
+        make: Callable[[], asyncio.Protocol],
+        done: Callable[[SecureServer], None],
+    ) -> None:
+        self.context = context
+        self._make = make
+        self._done = done
+        self._first = b""
+        self._refused = False
+        self._transport: asyncio.Transport = cast(asyncio.Transport, None)
+        self._upper: SecureTransport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._object: ssl.SSLObject | None = None
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    # --- asyncio ---------------------------------------------------------------------------
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(contract.READ_HEAD_SECONDS, self.abort)
+
+    def data_received(self, data: bytes) -> None:
+        if self._upper is not None:
+            for start in range(0, len(data), _PIECE_BYTES):
+                self._incoming.write(data[start : start + _PIECE_BYTES])
+                self._upper.pump()
+        elif self._object is not None:
+            self._incoming.write(data)
+            self._shake_hands(self._object)
+        elif not self._refused:
+            self._begin(self._first + data)
+
+    def eof_received(self) -> bool:
+        if self._upper is None:
+            self._transport.close()
+        else:
+            self._incoming.write_eof()
+            self._upper.pump()
+        return True  # the transport is closed by us, or by whoever is above
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._settled()
+        if self._upper is not None:
+            self._upper.lost(error)
+
+    def pause_writing(self) -> None:
+        if self._upper is not None:
+            self._upper.protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        if self._upper is not None:
+            self._upper.protocol.resume_writing()
+
+    # --- the beginning -----------------------------------------------------------------------
+    def _begin(self, data: bytes) -> None:
+        if data[0] == _HANDSHAKE:
+            self._object = self.context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+            self._first = b""
+            self._incoming.write(data)
+            self._shake_hands(self._object)
+        elif len(data) < 5:
+            self._first = data
+        else:
+            self._refuse(data)
+
+    def _refuse(self, data: bytes) -> None:
+        """Say so to plain HTTP, nothing to anything else; then read on for a moment."""
+        self._refused = True
+        self._settled()
+        if data[:5] not in _HTTP:
+            self._transport.abort()
+            return
+        self._transport.write(contract.HTTP_TO_TLS)
+        self._transport.write_eof()
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(LINGER_SECONDS, self.abort)
+
+    def _shake_hands(self, connection: ssl.SSLObject) -> None:
+        try:
+            connection.do_handshake()
+        except ssl.SSLWantReadError:
+            self._flush()
+            return
+        except ssl.SSLError as error:
+            _log.debug("TLS handshake error: %s", error)
+            self._flush()  # an alert, if there is one
+            self._settled()
+            self._transport.close()
+            return
+        self._flush()
+        self._settled()
+        upper = SecureTransport(self, self._transport, connection, self._outgoing, self._make())
+        self._upper = upper
+        upper.protocol.connection_made(upper)
+        upper.pump()  # what came behind the handshake, maybe with it
+
+    def _flush(self) -> None:
+        if self._outgoing.pending and not self._transport.is_closing():
+            self._transport.write(self._outgoing.read())
+
+    def _settled(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._done is not _nothing:
+            self._done(self)
+            self._done = _nothing
+
+
+def _nothing(connection: SecureServer) -> None:
+    pass
+
+
+class SecureTransport(asyncio.Transport):
+    """What is written here goes out in records; what comes in is given to `protocol`."""
+
+    __slots__ = (
+        "_below",
+        "_closing",
+        "_ended",
+        "_object",
+        "_outgoing",
+        "_paused",
+        "_transport",
+        "protocol",
+    )
+
+    def __init__(
+        self,
+        below: SecureServer,
+        transport: asyncio.Transport,
+        connection: ssl.SSLObject,
+        outgoing: ssl.MemoryBIO,
+        protocol: asyncio.Protocol,
+    ) -> None:
+        super().__init__()
+        self._below = below
+        self._transport = transport
+        self._object = connection
+        self._outgoing = outgoing
+        self._paused = False
+        self._closing = False
+        self._ended = False
+        self.protocol = protocol
+
+    # --- for the protocol above ----------------------------------------------------------------
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self._closing:
+            return
+        for start in range(0, len(data), _PIECE_BYTES):
+            try:
+                self._object.write(data[start : start + _PIECE_BYTES])
+            except ssl.SSLError as error:  # after write_eof, or the client broke the connection
+                self._broken(error)
+                return
+            self._transport.write(self._outgoing.read())
+
+    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
+        self.write(b"".join(list_of_data))  # one record instead of several
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        """Nothing more comes from us; what the client still sends is read."""
+        if not self._closing and not self._ended:
+            self._ended = True
+            self._say_goodbye()
+            self._transport.write_eof()
+
+    def close(self) -> None:
+        if not self._closing:
+            self._closing = True
+            if not self._ended:
+                self._say_goodbye()
+            self._transport.close()
+
+    def abort(self) -> None:
+        self._closing = True
+        self._transport.abort()
+
+    def is_closing(self) -> bool:
+        return self._closing or self._transport.is_closing()
+
+    def is_reading(self) -> bool:
+        return not self._paused and not self.is_closing()
+
+    def pause_reading(self) -> None:
+        if not self._paused:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self._paused:
+            self._paused = False
+            self._transport.resume_reading()
+            asyncio.get_running_loop().call_soon(self.pump)  # records that are here already
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self.protocol = cast(asyncio.Protocol, protocol)
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return self.protocol
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        if name == "sslcontext":
+            return self._below.context
+        if name == "ssl_object":
+            return self._object
+        return self._transport.get_extra_info(name, default)
+
+    def get_write_buffer_size(self) -> int:
+        return self._transport.get_write_buffer_size()
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        return self._transport.get_write_buffer_limits()
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self._transport.set_write_buffer_limits(high, low)
+
+    # --- for the connection below ----------------------------------------------------------------
+    def pump(self) -> None:
+        """Give the protocol what can be read, as long as it wants it."""
+        while not self._paused and not self.is_closing():
+            try:
+                data, ended = self._read()
+            except ssl.SSLError as error:
+                self._broken(error)
+                return
+            if self._outgoing.pending:  # a key update is answered
+                self._transport.write(self._outgoing.read())
+            if data:
+                self.protocol.data_received(data)
+            elif ended:
+                if not self.protocol.eof_received():
+                    self.close()
+                return
+            else:
+                return
+
+    def lost(self, error: Exception | None) -> None:
+        self._closing = True
+        self.protocol.connection_lost(error)
+
+    def _read(self) -> tuple[bytes, bool]:
+        """Everything that can be read now, at most a certain amount; and is it the end?"""
+        pieces: list[bytes] = []
+        size = 0
+        ended = False
+        try:
+            while size < _READ_BYTES:
+                piece = self._object.read(_READ_BYTES)
+                if not piece:
+                    ended = True
+                    break
+                pieces.append(piece)
+                size += len(piece)
+        except ssl.SSLWantReadError:
+            pass
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):  # with or without a goodbye
+            ended = True
+        return b"".join(pieces) if len(pieces) != 1 else pieces[0], ended
+
+    def _say_goodbye(self) -> None:
+        with contextlib.suppress(ssl.SSLError):  # it wants to wait for the client's goodbye
+            self._object.unwrap()
+        if self._outgoing.pending:
+            self._transport.write(self._outgoing.read())
+
+    def _broken(self, error: ssl.SSLError) -> None:
+        _log.debug("TLS error: %s", error)
+        if self._outgoing.pending:
+            self._transport.write(self._outgoing.read())
+        self._closing = True
+        self._transport.close()
