@@ -1,0 +1,3 @@
+module weir.example/tests/unit/gotemplate
+
+go 1.22
