@@ -82,7 +82,17 @@ async def _serve(
 
     revision = settings.revision
     relay = Relay(revision, dial=dial_here, prober=Prober(revision, dial_here))
-    server = PodServer(relay, uptime_from=started)
+    tls = None
+    if "tls" in open_ports:
+        from weir.proxy.tls import TlsFault, TlsPort
+
+        try:
+            tls = TlsPort(settings.tls)
+        except TlsFault as error:
+            print(f"weir sidecar: {error}", file=sys.stderr)
+            return 1
+        tls.watch()
+    server = PodServer(relay, uptime_from=started, secure=tls and tls.secure)
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
@@ -99,6 +109,8 @@ async def _serve(
         await server.drained()
     finally:
         server.close()
+        if tls is not None:
+            tls.close()
     return 0
 
 
