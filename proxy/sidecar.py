@@ -92,7 +92,7 @@ async def _serve(
             print(f"weir sidecar: {error}", file=sys.stderr)
             return 1
         tls.watch()
-    server = PodServer(relay, uptime_from=started, secure=tls and tls.secure)
+    server = PodServer(relay, uptime_from=started, secure=None if tls is None else tls.secure)
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
