@@ -4,16 +4,16 @@ Owns the names of the variables, Go's rules for their values and the words of th
 bad one. `read_environment` is pure; what follows from a setting is its user's business, and so is
 every variable that an OpenTelemetry SDK reads for itself (OTEL_EXPORTER_OTLP_* and its like).
 
+The settings are named tuples: to make a frozen dataclass takes six times as long, and the start of
+a sidecar under a small CPU limit is counted in milliseconds.
+
 Settings of two generations are understood: with OBSERVABILITY_CONFIG those of v1.19 and later,
 without it the separate variables of the releases before (contract section 1.4).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from weir.proxy import gojson
 from weir.proxy.contract import RevisionSettings
@@ -90,8 +90,7 @@ class EnvironmentFault(Exception):
     """A variable is missing or can't be used. `str()` is the one line to print before exit 1."""
 
 
-@dataclass(frozen=True, slots=True)
-class Logging:
+class Logging(NamedTuple):
     """The sidecar's own log (contract section 3.14): zap's JSON configuration and level, raw.
 
     Neither is fatal when it is no good: the queue-proxy then logs as if it had none.
@@ -101,8 +100,7 @@ class Logging:
     level: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class RequestMetrics:
+class RequestMetrics(NamedTuple):
     """`protocol` is none, prometheus, grpc or http/protobuf; before v1.19 what was given.
 
     `endpoint` is a URL, or for prometheus the host:port to listen on. `interval` is seconds, 0 the
@@ -115,8 +113,7 @@ class RequestMetrics:
     domain: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Tracing:
+class Tracing(NamedTuple):
     """`protocol` is none, stdout, grpc or http/protobuf; before v1.19 none or zipkin.
 
     `debug` samples everything, as TRACING_CONFIG_DEBUG did.
@@ -128,8 +125,7 @@ class Tracing:
     debug: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class RequestLog:
+class RequestLog(NamedTuple):
     """Lines on stdout by a Go template (contract section 3.13); `probes` logs probes as well."""
 
     enabled: bool = False
@@ -137,8 +133,7 @@ class RequestLog:
     probes: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class PrometheusServer:
+class PrometheusServer(NamedTuple):
     """Where the image itself wants the Prometheus listener; empty is not said."""
 
     host: str = ""
@@ -149,8 +144,7 @@ class PrometheusServer:
     tls_client_ca_file: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Observability:
+class Observability(NamedTuple):
     """`names`: the metric names of v1.19 and later (OpenTelemetry), or those before.
 
     `runtime_interval` is seconds. `service_name` and `pod_name` are the resource's (contract 7.1).
@@ -168,8 +162,7 @@ class Observability:
     pod_name: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class TlsSettings:
+class TlsSettings(NamedTuple):
     """How the TLS port negotiates. Versions are "1.2" or "1.3", `max_version` may be empty.
 
     Suites and curves have OpenSSL's names, in order of preference; none given is OpenSSL's choice.
@@ -181,8 +174,7 @@ class TlsSettings:
     curves: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class SidecarSettings:
+class SidecarSettings(NamedTuple):
     """Everything a sidecar is told. `host_ip`, `system_namespace` and `root_ca` may be empty."""
 
     revision: RevisionSettings
