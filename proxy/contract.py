@@ -52,6 +52,8 @@ HOP_BY_HOP = frozenset(
     }
 )
 PROXY_REQUEST_ACTIVATOR = b"activator"
+ROUTE_TAG = b"knative-serving-tag"
+DEFAULT_ROUTE = b"knative-serving-default-route"
 
 # --- answers to probes (sections 3.2, 4.1) ---------------------------------------------------
 PROBE_QUEUE = b"queue"

@@ -63,6 +63,7 @@ class Exchange:
         "_timeouts",
         "admission",
         "admitted",
+        "answered",
         "client",
         "clock",
         "counted",
@@ -89,6 +90,8 @@ class Exchange:
     started: float
     """When it came; `admitted`: when its turn came, or it was refused. Both of `clock`."""
     admitted: float
+    answered: float
+    """When a response began that did not end at once; 0.0 for the others."""
     status: int
     """What the client was told; `user_status` is the user container's. 0 for nothing."""
     user_status: int
@@ -114,6 +117,7 @@ class Exchange:
         self.head = head
         self.clock = clock
         self.started = self.admitted = clock()
+        self.answered = 0.0
         self.admission = None
         self.counted = self.proxied = self.left = self.upgraded = False
         self.status = self.user_status = self.received = self.sent = 0

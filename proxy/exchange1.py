@@ -192,7 +192,8 @@ class Http1Exchange(Exchange):
         if ended:
             self._complete()
         else:
-            self.deadlines.wrote(self.clock())
+            self.answered = now = self.clock()
+            self.deadlines.wrote(now)
 
     def response_more(self, piece: bytes, ended: bool) -> None:
         self.sent += len(piece)

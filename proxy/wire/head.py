@@ -48,6 +48,8 @@ _REQUEST_NAMES = _HOP | {
     contract.KUBELET_PROBE,
     contract.PROXY_REQUEST,
     contract.ORIGINAL_HOST,
+    contract.ROUTE_TAG,
+    contract.DEFAULT_ROUTE,
     *contract.PRUNED,
 }
 _RESPONSE_NAMES = _HOP | {b"content-length", b"date"}
