@@ -1,6 +1,6 @@
 """One httpGet probe: a GET on a connection of its own, like the queue-proxy's (contract 4.3).
 
-Owns what is sent, which answers are ready ones, redirects and HTTPS. When
+Owns what is sent, which answers are ready ones, redirects, HTTPS and the search for HTTP/2. When
 to try and how long it may take is the schedule's business (`weir.proxy.probes`).
 """
 
@@ -63,17 +63,45 @@ class _Url:
 
 
 class HttpCheck:
-    """`run` asks once; `get` is the probe's. TLS is set up when it is first needed."""
+    """`run` asks once; `get` is the probe's, `limit` the seconds that the first question of a
+    search for HTTP/2 may take. TLS is set up when it is first needed."""
 
-    def __init__(self, probe: Probe, get: HttpGet, dial: Dial) -> None:
+    def __init__(self, probe: Probe, get: HttpGet, dial: Dial, limit: float) -> None:
         self._url = _Url(get.scheme, probe.host, probe.port, _target(get.path))
         self._headers = tuple((_canonical(name), value) for name, value in get.headers)
+        self._detect_http2 = get.detect_http2
         self._dial = dial
+        self._limit = limit
         self._tls: ssl.SSLContext | None = None
 
     async def run(self) -> None:
         """Returns when ready. Raises ProbeFailed, OSError, TransportError or ValueError."""
-        await self._get(self._headers)
+        if not self._detect_http2:
+            await self._get(self._headers)
+        elif self._url.scheme != "http" or not await self._ready_over_http2():
+            await self._get(())
+
+    async def _ready_over_http2(self) -> bool:
+        """Does it speak HTTP/2, and say yes? Then that decides.
+
+        A server of HTTP/1 only may leave the question unanswered, so it has a limit of its own.
+        """
+        from weir.proxy import probe_http2
+
+        url = self._url
+
+        async def status(headers: tuple[tuple[str, str], ...]) -> int:
+            sock = await connect_once(self._dial, url.host, url.port, DIAL_SECONDS)
+            return await probe_http2.get(sock, url.authority, url.target, headers)
+
+        try:
+            async with asyncio.timeout(self._limit):
+                if not _is_ready(await status(())):
+                    return False
+        except (OSError, TransportError):
+            return False
+        _judge(await status(self._headers))
+        return True
 
     async def _get(self, headers: tuple[tuple[str, str], ...]) -> None:
         url = self._url

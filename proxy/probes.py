@@ -2,7 +2,7 @@
 
 Owns the schedule of tries, the counters of successes and who shares a run: one run of all probes
 serves everybody who asks while it lasts, and goes on when they leave. What a single try does is in
-`probe_http`, what a health check answers is the relay's business.
+`probe_http` and `probe_grpc`, what a health check answers is the relay's business.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class _Schedule:
         """None when the probe passes, else why not, which is logged once."""
         if not self._probe.period:
             return await self._aggressively()
-        error = await self._try(max(self._probe.timeout, 1.0))
+        error = await self._try()
         if error is not None:
             _log.info("%s", error)
         return error
@@ -92,7 +92,7 @@ class _Schedule:
         last = f"fewer than {self._probe.success_threshold} successes in time"
         while True:
             begun = self._clock()
-            error = await self._try(contract.AGGRESSIVE_PROBE_TIMEOUT_SECONDS)
+            error = await self._try()
             if error is None:
                 self._successes += 1
                 if self._successes >= self._probe.success_threshold:
@@ -109,10 +109,12 @@ class _Schedule:
                 return last
             await asyncio.sleep(pause)
 
-    async def _try(self, limit: float) -> str | None:
+    async def _try(self) -> str | None:
         self.tries += 1
+        limit = _limit(self._probe)
+        questions = 3 if self._probe.http and self._probe.http.detect_http2 else 1
         try:
-            async with asyncio.timeout(limit):
+            async with asyncio.timeout(limit * questions):
                 await self._check()
         except TimeoutError:
             return f"no answer within {limit:g} s"
@@ -123,11 +125,20 @@ class _Schedule:
         return None
 
 
+def _limit(probe: Probe) -> float:
+    """Seconds of one question. A try is one, or when HTTP/2 is looked for up to three."""
+    return max(probe.timeout, 1.0) if probe.period else contract.AGGRESSIVE_PROBE_TIMEOUT_SECONDS
+
+
 def _check(probe: Probe, dial: Dial) -> Check:
     if probe.http is not None:
         from weir.proxy.probe_http import HttpCheck
 
-        return HttpCheck(probe, probe.http, dial).run
+        return HttpCheck(probe, probe.http, dial, _limit(probe)).run
+    if probe.grpc is not None:
+        from weir.proxy.probe_grpc import GrpcHealthCheck
+
+        return GrpcHealthCheck(probe, probe.grpc, dial, _limit(probe)).run
 
     async def connect() -> None:
         sock = await connect_once(dial, probe.host, probe.port, 60.0)

@@ -1,0 +1,3 @@
+module h2server
+
+go 1.24
