@@ -258,7 +258,7 @@ class Request(Struct):
 
     @property
     def Close(self) -> bool:
-        connection = self._first(b"connection").lower()
+        connection = self.first(b"connection").lower()
         if self.Proto == "HTTP/1.0":
             return b"keep-alive" not in connection
         return b"close" in connection
@@ -279,17 +279,17 @@ class Request(Struct):
     def Trailer(self) -> Map:
         return Values()
 
-    def _first(self, name: bytes) -> bytes:
+    def first(self, name: bytes) -> bytes:
         for key, value in self._fields:
             if key.lower() == name:
                 return value
         return b""
 
     def user_agent(self) -> str:
-        return text(self._first(b"user-agent"))
+        return text(self.first(b"user-agent"))
 
     def referer(self) -> str:
-        return text(self._first(b"referer"))
+        return text(self.first(b"referer"))
 
     def cookie(self, wanted: str) -> Cookie:
         for key, value in self._fields:
