@@ -70,7 +70,7 @@ def _judge_status(response: Response) -> None:
     if code == b"0":
         return
     text = fields.get(b"grpc-message", b"").decode("latin-1")
-    if not code.isdigit():
+    if not code.isdigit() or len(code) > 3:
         raise ProbeFailed("health rpc probe failed: the answer is no gRPC")
     if int(code) == _UNIMPLEMENTED:
         raise ProbeFailed(

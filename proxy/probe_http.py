@@ -55,11 +55,11 @@ class _Url:
         from urllib.parse import urljoin, urlsplit
 
         there = urlsplit(urljoin(str(self), location))
-        if there.scheme not in _DEFAULT_PORTS:
+        if there.scheme not in _DEFAULT_PORTS or not there.hostname:
             raise ProbeFailed(f"redirected to {location}")
         port = there.port or _DEFAULT_PORTS[there.scheme]
         query = f"?{there.query}" if there.query else ""
-        return _Url(there.scheme, there.hostname or "", port, _target(there.path + query))
+        return _Url(there.scheme, there.hostname, port, _target(there.path + query))
 
 
 class HttpCheck:

@@ -199,7 +199,9 @@ class _Call(asyncio.Protocol):
 
     def _take_of_stream(self, kind: int, flags: int, payload: bytes) -> None:
         if kind == _RESET:
-            raise TransportError(f"stream reset, error {int.from_bytes(payload, 'big')}", sent=True)
+            raise TransportError(
+                f"stream reset, error {int.from_bytes(payload[:4], 'big')}", sent=True
+            )
         if kind in (_DATA, _HEADERS) and flags & _PADDED:
             payload = payload[1 : len(payload) - payload[0]]
         if kind == _DATA:
@@ -228,9 +230,9 @@ class _Call(asyncio.Protocol):
             response.trailers = fields
         else:
             status = fields.get(b":status", b"")
-            if not status.isdigit():
+            if not status.isdigit() or len(status) != 3:
                 raise TransportError("a response without status", sent=True)
-            if 100 <= int(status) < 200:
+            if int(status) < 200:
                 return  # interim
             response.status = int(status)
             response.headers = fields

@@ -18,13 +18,14 @@ import signal
 import socket
 import sys
 import time
+import urllib.parse  # noqa: F401  a redirected probe's, likewise
 from collections import deque
 from dataclasses import asdict
 from typing import Any
 
 import uvloop
 
-from weir.proxy import contract
+from weir.proxy import contract, probe_grpc, probe_http  # noqa: F401  what a Prober imports late
 from weir.proxy.control import Channel, Message
 from weir.proxy.podserver import PodServer, Role
 from weir.proxy.probes import Prober
