@@ -46,7 +46,7 @@ class Value:
         self.value = value
 
 
-_CellT = TypeVar("_CellT", Cell, Value)
+_CellT = TypeVar("_CellT")
 
 
 class Family(Generic[_CellT]):
