@@ -33,7 +33,7 @@ def _refuse(constant: str) -> NoReturn:
 class Fields:
     """The fields of one object; `path` is how it is called in a complaint, "" for the document.
 
-    A field that is absent or null has its default.
+    A field that is absent or null has its default. Names are the same in upper and lower case.
     """
 
     __slots__ = ("_fields", "path")
@@ -44,15 +44,15 @@ class Fields:
             value = {}
         if not isinstance(value, dict):
             raise FieldError(f"{path or 'document'}: expected an object, got {_kind(value)}")
-        self._fields = value
+        self._fields = {name.lower(): field for name, field in value.items()}
 
     def object(self, name: str) -> Fields:
         """The object of that name, empty when absent."""
-        return Fields(self._fields.get(name), self.at(name))
+        return Fields(self._fields.get(name.lower()), self.at(name))
 
     def optional(self, name: str) -> Fields | None:
         """The object of that name, None when absent."""
-        return None if self._fields.get(name) is None else self.object(name)
+        return None if self._fields.get(name.lower()) is None else self.object(name)
 
     def objects(self, name: str) -> list[Fields]:
         items = self._get(name, list, [])
@@ -79,7 +79,7 @@ class Fields:
 
     def nanoseconds(self, name: str, default: float) -> float:
         """A Go duration, in seconds."""
-        if self._fields.get(name) is None:
+        if self._fields.get(name.lower()) is None:
             return default
         value = self.integer(name, bits=64)
         if value < 0:
@@ -87,7 +87,7 @@ class Fields:
         return value / 1e9
 
     def fraction(self, name: str) -> float:
-        value = self._fields.get(name)
+        value = self._fields.get(name.lower())
         if value is None:
             return 0.0
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -104,7 +104,7 @@ class Fields:
         return value
 
     def any(self, name: str) -> Any:
-        return self._fields.get(name)
+        return self._fields.get(name.lower())
 
     def at(self, name: str) -> str:
         return f"{self.path}.{name}" if self.path else name
@@ -113,7 +113,7 @@ class Fields:
         raise FieldError(f"{self.at(name)}: {text}")
 
     def _get(self, name: str, kind: type, default: Any) -> Any:
-        value = self._fields.get(name)
+        value = self._fields.get(name.lower())
         if value is None:
             return default
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):

@@ -99,8 +99,9 @@ class SecureServer(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._settled()
-        if self._upper is not None:
-            self._upper.lost(error)
+        upper, self._upper = self._upper, None
+        if upper is not None:
+            upper.lost(error)
 
     def pause_writing(self) -> None:
         if self._upper is not None:
@@ -299,7 +300,8 @@ class SecureTransport(asyncio.Transport):
 
     def lost(self, error: Exception | None) -> None:
         self._closing = True
-        self.protocol.connection_lost(error)
+        protocol, self.protocol = self.protocol, cast(asyncio.Protocol, None)
+        protocol.connection_lost(error)  # and nothing is left in a cycle of references
 
     def _read(self) -> tuple[bytes, bool]:
         """Everything that can be read now, at most a certain amount; and is it the end?"""

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import gc
 import shutil
 import ssl
 import subprocess
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -588,6 +590,33 @@ class TestFaults:
         made = await secured(TlsSettings("1.2", "1.2", ("ECDHE-RSA-AES128-GCM-SHA256",)))
         with pytest.raises(ssl.SSLError):
             await made.client()
+
+
+async def test_a_connection_that_ended_is_freed_at_once(secured: Any) -> None:
+    """What OpenSSL holds for each would else wait for the garbage collector."""
+    made = await secured()
+    began = asyncio.Event()
+    freed: list[bool] = []
+
+    class Watched(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self.transport = transport
+            began.set()
+            weakref.finalize(transport.get_extra_info("ssl_object"), freed.append, True)
+
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(made.tls.secure(Watched), "127.0.0.1", 0)
+    made.port = server.sockets[0].getsockname()[1]
+    gc.disable()
+    try:
+        client = await made.client()
+        async with asyncio.timeout(PATIENCE):
+            await began.wait()
+        client.writer.transport.abort()
+        await made.rig.settled(lambda: bool(freed))
+    finally:
+        gc.enable()
+        server.close()
 
 
 async def test_closing_the_port_drops_handshakes_and_leaves_the_others(secured: Any) -> None:

@@ -108,6 +108,10 @@ def test_unknown_fields_are_ignored() -> None:
     assert parsed(tcpSocket={"port": 8080, "new": 1}, newer={"x": []}) == Probe(port=8080)
 
 
+def test_names_may_be_in_any_case() -> None:
+    assert parsed(TCPSocket={"Port": 9000}, PERIODSECONDS=5) == Probe(port=9000, period=5.0)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
