@@ -30,6 +30,10 @@ enum {
 	TRAILER, /* first byte of a trailer line, or of the blank line that ends the message */
 	TRAILER_LINE,
 	TRAILER_LF,
+	/* HTTP/2 */
+	FRAME,	   /* the nine bytes before a frame */
+	PAYLOAD,   /* of a frame, hopped over */
+	GOAWAY_ID, /* out */
 	/* from here on nothing is parsed */
 	UNTIL_CLOSE, /* out: the response ends with the connection */
 	LOST,	     /* in: framing lost in a gap; resumes when nothing is outstanding */
@@ -38,6 +42,9 @@ enum {
 
 /* what a parser function returns instead of the number of bytes it used */
 enum { STOP = 0, MALFORMED = ~0U };
+
+#define PREFACE_REST 10 /* behind "PRI * HTTP/2.0" */
+#define NOT_A_FRAME  255
 
 enum { HAS_LENGTH = 1, CHUNKED = 2, NAME_IS_CODING = 4 };
 
@@ -111,10 +118,13 @@ static __always_inline __u32 preface(struct connection *c, struct stream *s, con
 		return 0;
 	}
 	s->match = i + 1;
-	/* HTTP/2 has its place here: frames would be followed from this byte on, a request per
-	 * stream. Until then the connection counts as one request until it closes. */
-	if (s->match == sizeof("PRI * HTTP/2.0") - 1)
+	if (s->match == sizeof("PRI * HTTP/2.0") - 1) {
 		http2_begins(c);
+		s->state = PAYLOAD; /* the rest of the preface, hopped over like one */
+		s->left = PREFACE_REST;
+		s->type = NOT_A_FRAME;
+		s->match = 0;
+	}
 	return 1;
 }
 

@@ -66,21 +66,23 @@ struct listener_key {
  * last bucket. A power of two of them, so that an index is bounded by a mask. */
 #define LATENCY_BUCKETS 128
 
-/* In-flight counts connections with at least one outstanding request; a request runs from its
- * first byte in to its last byte out. The integral of in-flight over time, up to any t at which
- * nothing changed since, is wsum + in_flight * t: two additions per event and no timer. */
+/* In-flight counts the HTTP/1 connections with at least one outstanding request and the open
+ * streams of HTTP/2 connections; a request runs from its first byte in to its last byte out.
+ * The integral of in-flight over time, up to any t at which nothing changed since, is
+ * wsum + in_flight * t: two additions per event and no timer. */
 struct meter {
 	struct bpf_spin_lock lock; /* guards the fields down to latency */
 	__u32 in_flight;
 	__u64 epoch; /* this attachment; connections of an earlier one are not ours */
 	__s64 wsum;  /* ns: sum of ends minus sum of starts */
 	__u64 started, finished, aborted;
-	__u64 latency[LATENCY_BUCKETS]; /* of finished HTTP/1 requests */
+	__u64 latency[LATENCY_BUCKETS]; /* of finished requests */
 
 	/* below: single additions, no lock */
 	__u64 connections, closed;
 	__u64 upgraded;	    /* 101: in flight until the connection closes */
-	__u64 http2;	    /* connections that began with the HTTP/2 preface */
+	__u64 http2;	    /* connections that speak HTTP/2 */
+	__u64 crowded;	    /* streams that found no place among OPEN_STREAMS: no time in flight */
 	__u64 over_budget;  /* connections no longer parsed: head or chunks too costly */
 	__u64 malformed;    /* connections no longer parsed: not HTTP/1 */
 	__u64 out_of_order; /* segments that came before their turn */
@@ -107,8 +109,9 @@ struct stream {
 	__u32 next;		  /* sequence number of the first byte not followed yet */
 	__u32 late_from, late_to; /* in: this range came before its turn */
 	__u32 busy;		  /* in: a segment is being followed on some CPU */
+	__u32 id;		  /* HTTP/2: of the current frame's stream */
 	__u16 status;
-	__u8 state, flags, match, unused[3];
+	__u8 state, flags, match, type, unused[2];
 	/* the segment being followed: positions count from its first payload byte */
 	__u32 at, end, payload;
 	__u32 base, have; /* what the window holds */
@@ -124,8 +127,21 @@ struct connection {
 	__u32 mode;
 	__u32 asked;	/* ingress only: number of requests seen */
 	__u32 answered; /* egress only */
-	__u32 gone, unused;
+	__u32 gone;
+	__u32 ended;	     /* no stream may be opened any more */
+	__u32 last_stream;   /* HTTP/2, ingress only: the highest stream that was opened */
+	__u32 refused_above; /* HTTP/2, egress only: streams that GOAWAY disowns */
 	struct stream in, out;
+};
+
+/* The open streams of an HTTP/2 connection. Ingress takes places, ingress, egress and the end of
+ * the connection empty them; who empties a place, by an atomic exchange, counts the end. */
+#define OPEN_STREAMS 256
+#define PROBES	     8 /* a stream's place is one of so many, found from its number */
+
+struct streams {
+	__u64 since[OPEN_STREAMS];
+	__u32 id[OPEN_STREAMS]; /* 0: free */
 };
 
 struct {
@@ -165,6 +181,14 @@ struct {
 	__type(key, int);
 	__type(value, struct connection);
 } connections SEC(".maps");
+
+/* Only sockets that speak HTTP/2 have it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct streams);
+} open_streams SEC(".maps");
 
 static __always_inline void count(__u64 *counter)
 {

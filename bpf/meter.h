@@ -12,7 +12,7 @@
 #define ENDED	   (1U << 31)
 #define HEAD_QUEUE 64 /* requests whose HEAD bit can be remembered */
 
-enum { HTTP1, HTTP2, TUNNEL, OPAQUE }; /* all but the first: one request until the close */
+enum { HTTP1, HTTP2, TUNNEL, OPAQUE }; /* the last two: one request until the close */
 
 enum { GIVE_UP_OVER_BUDGET, GIVE_UP_MALFORMED, GIVE_UP_FRAMING_LOST };
 
@@ -81,8 +81,7 @@ static __always_inline void one_more(struct connection *c, __u64 now)
 	bpf_spin_unlock(&meter->lock);
 }
 
-/* Nothing of the connection is parsed from now on; it counts as one request until it closes. */
-static __always_inline void give_up(struct connection *c, __u64 now, const int reason)
+static __always_inline void parse_no_more(struct connection *c, const int reason)
 {
 	struct meter *meter = meter_of(c);
 
@@ -91,6 +90,12 @@ static __always_inline void give_up(struct connection *c, __u64 now, const int r
 		count(reason == GIVE_UP_OVER_BUDGET ? &meter->over_budget
 		      : reason == GIVE_UP_MALFORMED ? &meter->malformed
 						    : &meter->framing_lost);
+}
+
+/* Nothing of the connection is parsed from now on; it counts as one request until it closes. */
+static __always_inline void give_up(struct connection *c, __u64 now, const int reason)
+{
+	parse_no_more(c, reason);
 	if (!c->outstanding)
 		one_more(c, now);
 }
@@ -145,7 +150,7 @@ static __always_inline void answer_ends(struct connection *c, __u64 now)
 
 /* No further byte will leave: what ends with the connection has finished (an upgrade, a
  * close-delimited answer, whatever was not parsed), any other request was aborted. */
-static __always_inline void connection_ends(struct connection *c, __u64 now, int ends_with_it)
+static __always_inline void http1_ends(struct connection *c, __u64 now, int ends_with_it)
 {
 	__u32 before = __sync_lock_test_and_set(&c->outstanding, ENDED), bucket;
 	struct meter *meter;
@@ -179,13 +184,143 @@ static __always_inline void upgrade(struct connection *c)
 		count(&meter->upgraded);
 }
 
+/* What began with a P was no request but the HTTP/2 preface: as if it had not been counted. */
 static __always_inline void http2_begins(struct connection *c)
 {
 	struct meter *meter = meter_of(c);
+	__u32 before = __sync_fetch_and_add(&c->outstanding, -1);
 
 	c->mode = HTTP2;
-	if (meter)
-		count(&meter->http2);
+	if (!meter)
+		return;
+	count(&meter->http2);
+	if (before & ENDED)
+		return;
+	bpf_spin_lock(&meter->lock);
+	meter->in_flight--;
+	meter->wsum += c->since;
+	meter->started--;
+	bpf_spin_unlock(&meter->lock);
+}
+
+/* ---- streams ---------------------------------------------------------------------------- */
+
+static __always_inline void stream_closes(struct connection *c, struct streams *open, __u32 id,
+					  __u64 now, int aborted)
+{
+	__u32 bucket, place = OPEN_STREAMS;
+	struct meter *meter;
+	__u64 since;
+
+#pragma unroll
+	for (int i = 0; i < PROBES; i++) {
+		__u32 at = ((id >> 1) + i) & (OPEN_STREAMS - 1);
+
+		if (open->id[at] == id)
+			place = at;
+	}
+	if (place >= OPEN_STREAMS)
+		return;
+	since = open->since[place];
+	if (__sync_val_compare_and_swap(&open->id[place], id, 0) != id)
+		return;
+	__sync_fetch_and_add(&c->outstanding, -1);
+	meter = meter_of(c);
+	if (!meter)
+		return;
+	bucket = latency_bucket(now - since);
+	bpf_spin_lock(&meter->lock);
+	meter->in_flight--;
+	meter->wsum += now;
+	if (aborted) {
+		meter->aborted++;
+	} else {
+		meter->finished++;
+		meter->latency[bucket]++;
+	}
+	bpf_spin_unlock(&meter->lock);
+}
+
+static __always_inline void stream_opens(struct connection *c, struct streams *open, __u32 id,
+					 __u64 now)
+{
+	struct meter *meter = meter_of(c);
+	__u32 place = OPEN_STREAMS;
+
+#pragma unroll
+	for (int i = 0; i < PROBES; i++) {
+		__u32 at = ((id >> 1) + i) & (OPEN_STREAMS - 1);
+
+		if (place == OPEN_STREAMS && !open->id[at])
+			place = at;
+	}
+	if (meter) {
+		bpf_spin_lock(&meter->lock);
+		meter->started++;
+		if (place < OPEN_STREAMS) {
+			meter->in_flight++;
+			meter->wsum -= now;
+		} else {
+			meter->finished++;
+		}
+		bpf_spin_unlock(&meter->lock);
+		if (place >= OPEN_STREAMS)
+			count(&meter->crowded);
+	}
+	if (place >= OPEN_STREAMS)
+		return;
+	__sync_fetch_and_add(&c->outstanding, 1);
+	open->since[place] = now;
+	__sync_lock_test_and_set(&open->id[place], id);
+	if (c->ended) /* and whoever ended it may have looked before this one was there */
+		stream_closes(c, open, id, now, 1);
+}
+
+/* As give_up(); streams that are open stay so until the connection closes. */
+static __always_inline void give_up_streams(struct connection *c, struct streams *open, __u64 now,
+					    const int reason)
+{
+	parse_no_more(c, reason);
+	if (!c->outstanding)
+		stream_opens(c, open, ~0U, now);
+}
+
+struct sweep {
+	struct streams *open;
+	__u32 above, closed;
+};
+
+static long sweep_place(__u32 i, struct sweep *x)
+{
+	__u32 at = i & (OPEN_STREAMS - 1), id = x->open->id[at];
+
+	if (id > x->above && __sync_val_compare_and_swap(&x->open->id[at], id, 0) == id)
+		x->closed++;
+	return 0;
+}
+
+/* All streams above a number end without an answer. What was not parsed may have had one. */
+static __always_inline void streams_end(struct connection *c, struct streams *open, __u32 above,
+					__u64 now)
+{
+	struct sweep x = {open, above, 0};
+	struct meter *meter;
+
+	bpf_loop(OPEN_STREAMS, (void *)sweep_place, &x, 0);
+	if (!x.closed)
+		return;
+	__sync_fetch_and_add(&c->outstanding, -x.closed);
+	meter = meter_of(c);
+	if (!meter)
+		return;
+	bpf_spin_lock(&meter->lock);
+	meter->in_flight -= x.closed;
+	meter->wsum += x.closed * now;
+	if (c->mode == HTTP2)
+		meter->aborted += x.closed;
+	else
+		meter->finished += x.closed;
+	bpf_spin_unlock(&meter->lock);
 }
 
 #endif

@@ -46,6 +46,12 @@ static __always_inline int read_segment(struct __sk_buff *skb, struct segment *s
 	return 1;
 }
 
+/* Is the stream within bytes that are counted and not read? */
+static __always_inline int hops(const struct stream *s)
+{
+	return s->state == BODY || s->state == DATA || s->state == PAYLOAD;
+}
+
 static __always_inline struct connection *followed(struct bpf_sock *sk)
 {
 	if (!sk)
@@ -93,6 +99,19 @@ static __always_inline void connection_opened(struct bpf_sock_ops *ctx)
 	request_begins(c, bpf_ktime_get_ns(), 0);
 }
 
+static __always_inline void ends(struct connection *c, struct bpf_sock *sk)
+{
+	__u64 now = bpf_ktime_get_ns();
+	struct streams *open;
+
+	__sync_lock_test_and_set(&c->ended, 1);
+	open = streams_of(sk, 0);
+	if (open)
+		streams_end(c, open, 0, now);
+	else
+		http1_ends(c, now, c->out.state == UNTIL_CLOSE);
+}
+
 /* After FIN_WAIT1 and LAST_ACK data may still be on its way out, in CLOSE_WAIT the answer is
  * still owed: only CLOSE is the end. Egress sees the FIN, which normally comes first. */
 static __always_inline void state_changed(struct bpf_sock_ops *ctx)
@@ -107,7 +126,7 @@ static __always_inline void state_changed(struct bpf_sock_ops *ctx)
 	if (!c || c->gone)
 		return;
 	c->gone = 1;
-	connection_ends(c, bpf_ktime_get_ns(), c->out.state == UNTIL_CLOSE);
+	ends(c, sk);
 	meter = meter_of(c);
 	if (meter)
 		count(&meter->closed);
@@ -124,10 +143,10 @@ static __always_inline void unseen_in(struct connection *c, __u32 n)
 
 	if (s->state >= UNTIL_CLOSE)
 		return;
-	if ((s->state == BODY || s->state == DATA) && s->left >= n) {
+	if (hops(s) && s->left >= n) {
 		s->left -= n;
 		if (!s->left)
-			s->state = s->state == BODY ? IDLE : DATA_END;
+			s->state = s->state == BODY ? IDLE : s->state == DATA ? DATA_END : FRAME;
 		return;
 	}
 	meter = meter_of(c);
@@ -135,6 +154,7 @@ static __always_inline void unseen_in(struct connection *c, __u32 n)
 		count(&meter->framing_lost);
 	if (s->state == IDLE)
 		request_begins(c, s->now, 0);
+	s->match = 0;
 	s->state = LOST;
 	s->head_steps = 0;
 }
@@ -173,8 +193,8 @@ static __always_inline void gap_filled(struct connection *c)
 	unseen_in(c, n);
 }
 
-static __always_inline void receive(struct __sk_buff *skb, struct connection *c,
-				    struct segment *seg)
+static __always_inline void receive(struct __sk_buff *skb, struct bpf_sock *sk,
+				    struct connection *c, struct segment *seg)
 {
 	struct stream *s = &c->in;
 	__u32 known = s->next - seg->sequence; /* bytes of this segment followed before */
@@ -182,8 +202,7 @@ static __always_inline void receive(struct __sk_buff *skb, struct connection *c,
 	if ((__s32)known >= (__s32)seg->length)
 		return; /* a retransmission */
 	if ((__s32)known < 0) {
-		struct bpf_sock *sk = skb->sk;
-		struct bpf_tcp_sock *tcp = sk ? bpf_tcp_sock(sk) : NULL;
+		struct bpf_tcp_sock *tcp = bpf_tcp_sock(sk);
 
 		if (!tcp || (__s32)(tcp->rcv_nxt - seg->sequence) < 0) {
 			came_early(c, seg);
@@ -195,13 +214,13 @@ static __always_inline void receive(struct __sk_buff *skb, struct connection *c,
 		known = 0;
 	}
 	s->next = seg->sequence + seg->length;
-	if ((s->state == BODY || s->state == DATA) && s->left > seg->length - known) {
+	if (hops(s) && s->left > seg->length - known) {
 		s->left -= seg->length - known;
 	} else {
 		s->now = bpf_ktime_get_ns();
 		if (s->state == LOST && !c->outstanding)
-			s->state = IDLE;
-		http1_follow(skb, c, seg->payload, known, seg->length, 0);
+			s->state = c->mode == HTTP2 ? FRAME : IDLE;
+		follow(skb, sk, c, seg->payload, known, seg->length, 0);
 	}
 	if (s->late_from != s->late_to)
 		gap_filled(c);
@@ -210,16 +229,17 @@ static __always_inline void receive(struct __sk_buff *skb, struct connection *c,
 SEC("cgroup_skb/ingress")
 int follow_in(struct __sk_buff *skb)
 {
-	struct connection *c = followed(skb->sk);
+	struct bpf_sock *sk = skb->sk;
+	struct connection *c = followed(sk);
 	struct segment seg;
 	int tries = 0;
 
-	if (!c || c->mode != HTTP1 || !read_segment(skb, &seg) || !seg.length)
+	if (!sk || !c || c->mode > HTTP2 || !read_segment(skb, &seg) || !seg.length)
 		return 1;
 	while (__sync_lock_test_and_set(&c->in.busy, 1))
 		if (++tries == LOCK_TRIES)
 			return 1; /* stays a gap, to be noticed by the next segment */
-	receive(skb, c, &seg);
+	receive(skb, sk, c, &seg);
 	/* clang 14 has no store-release for BPF */
 	__sync_lock_test_and_set(&c->in.busy, 0);
 	return 1;
@@ -227,7 +247,8 @@ int follow_in(struct __sk_buff *skb)
 
 /* ---- answers ---------------------------------------------------------------------------- */
 
-static __always_inline void send(struct __sk_buff *skb, struct connection *c, struct segment *seg)
+static __always_inline void send(struct __sk_buff *skb, struct bpf_sock *sk, struct connection *c,
+				 struct segment *seg)
 {
 	struct stream *s = &c->out;
 	__s32 known = s->next - seg->sequence;
@@ -235,32 +256,38 @@ static __always_inline void send(struct __sk_buff *skb, struct connection *c, st
 	if (known >= (__s32)seg->length)
 		return; /* a retransmission */
 	s->next = seg->sequence + seg->length;
-	if ((s->state == BODY || s->state == DATA) && s->left > seg->length - known) {
+	if (hops(s) && s->left > seg->length - known) {
 		s->left -= seg->length - known; /* also over bytes that were not shown */
 		return;
 	}
-	if (s->state >= UNTIL_CLOSE || !awaits_answer(c))
+	if (s->state >= UNTIL_CLOSE || (c->mode == HTTP1 && !awaits_answer(c)))
 		return;
 	s->now = bpf_ktime_get_ns();
 	if (known < 0) {
-		give_up(c, s->now, GIVE_UP_FRAMING_LOST);
+		struct streams *open = streams_of(sk, 0);
+
+		if (open)
+			give_up_streams(c, open, s->now, GIVE_UP_FRAMING_LOST);
+		else
+			give_up(c, s->now, GIVE_UP_FRAMING_LOST);
 		return;
 	}
-	http1_follow(skb, c, seg->payload, known, seg->length, 1);
+	follow(skb, sk, c, seg->payload, known, seg->length, 1);
 }
 
 SEC("cgroup_skb/egress")
 int follow_out(struct __sk_buff *skb)
 {
-	struct connection *c = followed(skb->sk);
+	struct bpf_sock *sk = skb->sk;
+	struct connection *c = followed(sk);
 	struct segment seg;
 
-	if (!c || !read_segment(skb, &seg))
+	if (!sk || !c || !read_segment(skb, &seg))
 		return 1;
-	if (seg.length && c->mode == HTTP1)
-		send(skb, c, &seg);
+	if (seg.length && c->mode <= HTTP2)
+		send(skb, sk, c, &seg);
 	if (seg.fin)
-		connection_ends(c, bpf_ktime_get_ns(), c->out.state == UNTIL_CLOSE);
+		ends(c, sk);
 	return 1;
 }
 

@@ -27,7 +27,8 @@ class PodCounters:
     connections: int
     open_connections: int
     upgraded: int
-    untracked_http2: int
+    http2: int
+    crowded: int
     over_budget: int
     malformed: int
     out_of_order: int

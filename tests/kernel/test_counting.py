@@ -245,21 +245,6 @@ def test_an_upgraded_connection_is_one_request_until_it_closes(direct: Direct) -
     direct.expect(0, 1, 1, 0)
 
 
-@pytest.mark.parametrize("cut", [0, 1, 2, 10, 23])
-def test_an_http2_connection_is_one_request_until_it_closes(direct: Direct, cut: int) -> None:
-    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
-    exchange = direct.connect()
-    exchange.ask(preface[:cut])
-    exchange.ask(preface[cut:])
-    exchange.answer(b"\0\0\0\4\0\0\0\0\0")
-    exchange.ask(b"\0\0\1\1\5\0\0\0\1\x82")
-    exchange.answer(b"\0\0\1\1\5\0\0\0\1\x88")
-    direct.expect(1, 1, 0, 0)
-    assert direct.since("untracked_http2") == 1
-    exchange.close()
-    direct.expect(0, 1, 1, 0)
-
-
 def test_a_method_that_begins_like_the_preface_is_an_ordinary_request(direct: Direct) -> None:
     exchange = direct.connect()
     exchange.ask(b"PRINT / HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -267,7 +252,7 @@ def test_a_method_that_begins_like_the_preface_is_an_ordinary_request(direct: Di
     exchange.ask(b"PATCH / HTTP/1.1\r\nContent-Length: 1\r\n\r\nx")
     exchange.answer(OK)
     direct.expect(0, 2, 2, 0)
-    assert direct.since("untracked_http2") == 0
+    assert direct.since("http2") == 0
 
 
 @pytest.mark.parametrize(
