@@ -68,6 +68,8 @@ def shown(value: Any) -> str:
     """A value as %v shows it."""
     if isinstance(value, str):
         return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(int(value))
     return _formatted(value, "v", _PLAIN, 0)
 
 

@@ -279,11 +279,13 @@ class Request(Struct):
     def Trailer(self) -> Map:
         return Values()
 
+    @cached_property
+    def _firsts(self) -> dict[bytes, bytes]:
+        return {name.lower(): value for name, value in reversed(self._fields)}
+
     def first(self, name: bytes) -> bytes:
-        for key, value in self._fields:
-            if key.lower() == name:
-                return value
-        return b""
+        """The first value of the field of that (lower-case) name."""
+        return self._firsts.get(name, b"")
 
     def user_agent(self) -> str:
         return text(self.first(b"user-agent"))

@@ -6,8 +6,9 @@ Which closure stands for which syntax is decided by the parser.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+from typing import Any, Protocol
 
 from weir.proxy.observe.gofmt import shown
 from weir.proxy.observe.gofuncs import FUNCTIONS, SHORT_CIRCUITS, Function, printable
@@ -44,8 +45,12 @@ class Frame:
 
 Eval = Callable[[Frame], Any]
 Run = Callable[[Frame], None]
-Apply = Callable[[Frame, list[Any]], Any]
-"""A command that is given the result of the one before it, if there is one."""
+
+
+class Apply(Protocol):
+    """A command that is given the result of the one before it, if there is one."""
+
+    def __call__(self, frame: Frame, last: Sequence[Any] = (), /) -> Any: ...
 
 
 Bodies = dict[str, tuple[list[Run], int]]
@@ -61,6 +66,26 @@ class _Continue(Exception):
 
 
 # --- what closures do ------------------------------------------------------------------------
+_Getters = dict[str, Callable[[Any], Any]]
+_GETTERS: dict[type, _Getters] = {}
+"""How fields, and methods without arguments, are read from the structs that we have."""
+
+
+def _getters(kind: type) -> _Getters:
+    known = _GETTERS.get(kind)
+    if known is None:
+        known = {}
+        if issubclass(kind, Struct):
+            for name in kind.go_fields:
+                known[name] = attrgetter(name)
+            for name, method in kind.go_methods.items():
+                known.pop(name, None)
+                if not method.parameters:
+                    known[name] = method.call
+        _GETTERS[kind] = known
+    return known
+
+
 def _field(receiver: Any, name: str, arguments: list[Any]) -> Any:
     """A field, a method's result or a map's value."""
     if receiver is None:
@@ -251,16 +276,12 @@ def range_(value: Eval, targets: list[int], body: list[Run], other: list[Run]) -
 
 
 def piped(commands: list[Apply]) -> Apply:
-    def run(frame: Frame, last: list[Any]) -> Any:
+    def run(frame: Frame, last: Sequence[Any] = ()) -> Any:
         for command in commands:
             last = [command(frame, last)]
         return last[0]
 
     return run
-
-
-def called(command: Apply) -> Eval:
-    return lambda frame: command(frame, [])
 
 
 def fields_of(value: Eval, names: list[str]) -> Eval:
@@ -270,7 +291,8 @@ def fields_of(value: Eval, names: list[str]) -> Eval:
     def run(frame: Frame) -> Any:
         result = value(frame)
         for name in names:
-            result = _field(result, name, [])
+            get = _getters(type(result)).get(name)
+            result = _field(result, name, []) if get is None else get(result)
         return result
 
     return run
@@ -278,20 +300,21 @@ def fields_of(value: Eval, names: list[str]) -> Eval:
 
 def chain(value: Eval, names: list[str], arguments: list[Eval]) -> Apply:
     """`.A.B.Method argument…`: only the last one is given the arguments."""
-    *path, last_name = names
+    whole = fields_of(value, names)
+    receiver = fields_of(value, names[:-1])
+    name = names[-1]
 
-    def run(frame: Frame, last: list[Any]) -> Any:
-        receiver = value(frame)
-        for name in path:
-            receiver = _field(receiver, name, [])
-        given = [argument(frame) for argument in arguments]
-        return _field(receiver, last_name, given + last)
+    def run(frame: Frame, last: Sequence[Any] = (), /) -> Any:
+        if not arguments and not last:
+            return whole(frame)
+        owner = receiver(frame)
+        return _field(owner, name, [*(argument(frame) for argument in arguments), *last])
 
     return run
 
 
 def constant(value: Eval, arguments: list[Eval], what: str) -> Apply:
-    def run(frame: Frame, last: list[Any]) -> Any:
+    def run(frame: Frame, last: Sequence[Any] = ()) -> Any:
         if arguments or last:
             raise TemplateError(f"can't give argument to non-function {what}")
         return value(frame)
@@ -304,14 +327,14 @@ def command_of(name: str, arguments: list[Eval]) -> Apply:
         return _short_circuit(name, SHORT_CIRCUITS[name], arguments)
     function = FUNCTIONS[name]
 
-    def run(frame: Frame, last: list[Any]) -> Any:
-        return _apply(name, function, [argument(frame) for argument in arguments] + last)
+    def run(frame: Frame, last: Sequence[Any] = ()) -> Any:
+        return _apply(name, function, [*(argument(frame) for argument in arguments), *last])
 
     return run
 
 
 def _short_circuit(name: str, stop: bool, arguments: list[Eval]) -> Apply:
-    def run(frame: Frame, last: list[Any]) -> Any:
+    def run(frame: Frame, last: Sequence[Any] = ()) -> Any:
         if not arguments and not last:
             raise TemplateError(f"wrong number of args for {name}: want at least 1 got 0")
         result: Any = None

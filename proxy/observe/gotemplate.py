@@ -19,7 +19,6 @@ from weir.proxy.observe.gorun import (
     Frame,
     Run,
     assign,
-    called,
     chain,
     command_of,
     constant,
@@ -242,7 +241,7 @@ class _Parser:
             commands.append(self._command(bool(commands), len(commands) + 1))
         if not commands:
             raise self._fault(token, f"missing value for {where}")
-        value = called(commands[0] if len(commands) == 1 else piped(commands))
+        value: Eval = commands[0] if len(commands) == 1 else piped(commands)
         if not names:
             return value, False, []
         targets = [self._target(name, assigns) for name in names]
@@ -295,7 +294,7 @@ class _Parser:
                 raise self._fault(first, f"function {function!r} not defined")
             names = self._fields()
             if names:  # the fields of what it returns: the function itself is given nothing
-                head = called(command_of(function, []))
+                head = command_of(function, [])
                 function, chained = None, True
         elif first.kind == "nil":
             self._next()
@@ -330,8 +329,8 @@ class _Parser:
             self._next()
             if token.value not in FUNCTIONS and token.value not in SHORT_CIRCUITS:
                 raise self._fault(token, f"function {token.value!r} not defined")
-            value = called(command_of(token.value, []))
-            return fields_of(value, self._fields())
+            called: Eval = command_of(token.value, [])
+            return fields_of(called, self._fields())
         value, names = self._operand()
         return fields_of(value, names)
 
