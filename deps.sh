@@ -24,6 +24,7 @@ want libbpf-dev /usr/include/bpf/bpf_helpers.h
 want linux-libc-dev /usr/include/linux/bpf.h
 want bpftool bpftool /usr/sbin/bpftool; want iproute2 ip /usr/sbin/ip
 want mosquitto mosquitto /usr/sbin/mosquitto
+want openssl openssl; want curl curl # what the tests of TLS make certificates with, and a client of it
 [ "${3:-}" = bench ] && { want wrk wrk; want nginx-light nginx /usr/sbin/nginx; }
 "$python" -c 'import venv, ensurepip' 2>/dev/null || need="$need python3-venv"
 
