@@ -8,6 +8,8 @@ import pytest
 import uvloop
 
 from tests.relay.rig import Rig
+from tests.relay.watched import Watched
+from weir.proxy.environment import DEFAULT_REQUEST_LOG_TEMPLATE
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -27,3 +29,15 @@ async def rig() -> AsyncIterator[Callable[..., Awaitable[Rig]]]:
     yield make
     for made in rigs:
         await made.stop()
+
+
+@pytest.fixture
+def watch(rig: Callable[..., Awaitable[Rig]]) -> Callable[..., Awaitable[Watched]]:
+    """The same, with observers; `template` and `probes` are of the request log."""
+
+    async def make(
+        *, template: str = DEFAULT_REQUEST_LOG_TEMPLATE, probes: bool = False, **settings: Any
+    ) -> Watched:
+        return Watched(await rig(**settings), template, probes)
+
+    return make
