@@ -1,4 +1,4 @@
-"""Requests that do not end like others, in metrics and in the request log (contract section 7.1)."""
+"""Requests that do not end like others, in metrics and the request log (contract section 7.1)."""
 
 from tests.relay import rig as rigs
 from tests.relay.rig import Hold, die, get, hang, post
