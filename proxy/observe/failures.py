@@ -71,7 +71,9 @@ class FailureLog:
             self._second = int(now)
             self._written.clear()
             for kind_before, count in self._silenced.items():
-                log.warning("%d more requests ended like that: %s", count, kind_before)
+                log.warning(
+                    "%d more requests ended like that within a second: %s", count, kind_before
+                )
             self._silenced.clear()
         if self._written.get(kind, 0) >= _A_SECOND:
             self._silenced[kind] = self._silenced.get(kind, 0) + 1
@@ -89,12 +91,13 @@ def sockstat() -> str:
 
 
 def duration(seconds: float) -> str:
-    """As Go prints it: 3s, 5m0s, 1h0m0s."""
-    whole, rest = divmod(seconds, 60)
-    minutes = int(whole)
+    """As Go prints it: 100ms, 3s, 5m0s, 1h0m0s."""
+    if 0 < seconds < 1:
+        return f"{seconds * 1e3:g}ms"
+    minutes, rest = divmod(seconds, 60)
     text = f"{rest:g}s"
     if minutes:
-        text = f"{minutes % 60}m{text}"
+        text = f"{int(minutes) % 60}m{text}"
     if minutes >= 60:
-        text = f"{minutes // 60}h{text}"
+        text = f"{int(minutes) // 60}h{text}"
     return text
