@@ -22,6 +22,7 @@ from mqtt5 import PublishPacket
 
 from weir.adaptor.acks import AckLine
 from weir.adaptor.acks import Ticket as AckTicket
+from weir.adaptor.subscriptions import Remembered
 
 Ticket = AckTicket[PublishPacket]
 Receiver = Callable[[PublishPacket, Ticket | None], None]
@@ -125,10 +126,13 @@ class Session(abc.ABC):
         settings: SessionSettings,
         subscriptions: Sequence[Subscription],
         receive: Receiver,
+        state: Path | None = None,
     ) -> None:
+        """`state`: the folder in which the session notes what it is subscribed to."""
         self.broker = broker
         self.settings = settings
         self._subscriptions = tuple(subscriptions)
+        self._remembered = Remembered(state, str(broker), settings.client_id, self.protocol)
         self._receive = receive
         self._line: AckLine[PublishPacket] = AckLine()
         self._flush_planned = False

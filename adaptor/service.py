@@ -60,6 +60,11 @@ class AdaptorConfig:
     status: Path | None = None
     stop_within: float = 10.0
 
+    @property
+    def state(self) -> Path:
+        """The folder of what must survive a restart."""
+        return self.quarantine.parent
+
 
 class Lane:
     """One sink with the routes that lead to it."""
@@ -103,6 +108,7 @@ class Lane:
             ),
             [Subscription(text, qos[text], numbers[text]) for text in qos],
             self.pipeline.receive,
+            self._config.state,
         )
         self.pipeline.settle = session.settle
         for flow in self.flows:

@@ -102,7 +102,12 @@ class Session5(Session):
         """One SUBSCRIBE per filter, because an identifier belongs to the packet. Returns what the
         broker refused. Retained messages come only when the subscription is new."""
         numbered = connection.can_number_subscriptions
-        answers = []
+        wanted_filters = [each.filter for each in self._subscriptions]
+        if not connection.resumed:
+            self._remembered.forget()
+        stale = self._remembered.stale(wanted_filters)
+        self._remembered.wanting(wanted_filters)
+        answers: list[asyncio.Future[int]] = []
         for packet_id, each in enumerate(self._subscriptions, 1):
             wanted = mqtt5.TopicFilter(
                 each.filter,
@@ -113,14 +118,20 @@ class Session5(Session):
             )
             number = each.number if numbered else None
             packet = mqtt5.SubscribePacket(packet_id, [wanted], subscription_id=number)
-            answers.append(connection.subscribe(packet))
+            answers.append(connection.ask(packet))
+        if stale:  # after the new ones, so that nothing is missed that both of them match
+            packet_id = len(answers) + 1
+            answers.append(connection.ask(mqtt5.UnsubscribePacket(packet_id, stale)))
         codes = await connection.answered(asyncio.gather(*answers), "SUBACK")
         refused = {}
-        for each, code in zip(self._subscriptions, codes, strict=True):
-            if code.value >= 0x80:
-                refused[each.filter] = f"{code.name} (0x{code.value:02X}); check the broker's ACL"
-            elif code.value < each.qos:
-                refused[each.filter] = f"granted QoS {code.value} only, so messages can be lost"
+        for each, code in zip(self._subscriptions, codes, strict=False):
+            if code >= 0x80:
+                name = mqtt5.SubAckReasonCode(code).name
+                refused[each.filter] = f"{name} (0x{code:02X}); check the broker's ACL"
+            elif code < each.qos:
+                refused[each.filter] = f"granted QoS {code} only, so messages can be lost"
+        if not stale or codes[-1] < 0x80:
+            self._remembered.holding(wanted_filters)
         return refused
 
     def _write_acks(self, packet_ids: Sequence[int]) -> None:
@@ -155,7 +166,8 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._rest = bytearray()
         self._connack: asyncio.Future[mqtt5.ConnAckPacket] = self._loop.create_future()
-        self._subacks: dict[int, asyncio.Future[mqtt5.SubAckReasonCode]] = {}
+        self._asked: dict[int, asyncio.Future[int]] = {}
+        self.resumed = False
         self.lost: asyncio.Future[None] = self._loop.create_future()
         self.can_number_subscriptions = True
         self._keep_alive = float(session.settings.keep_alive)
@@ -251,14 +263,15 @@ class _Connection(asyncio.Protocol):
 
     def _dispatch(self, packet: mqtt5.Packet) -> None:
         if isinstance(packet, mqtt5.ConnAckPacket):
+            self.resumed = packet.session_present
             if not packet.session_present:
                 self._line.session_lost()
             if not self._connack.done():
                 self._connack.set_result(packet)
-        elif isinstance(packet, mqtt5.SubAckPacket):
-            answer = self._subacks.pop(packet.packet_id, None)
+        elif isinstance(packet, mqtt5.SubAckPacket | mqtt5.UnsubAckPacket):
+            answer = self._asked.pop(packet.packet_id, None)
             if answer is not None and not answer.done():
-                answer.set_result(packet.reason_codes[0])
+                answer.set_result(max(each.value for each in packet.reason_codes))
         elif isinstance(packet, mqtt5.DisconnectPacket):
             self._end(f"ended the session: {explain(packet)}")
         elif not isinstance(packet, mqtt5.PingRespPacket):
@@ -288,9 +301,10 @@ class _Connection(asyncio.Protocol):
             self._keep_alive = float(connack.server_keep_alive)
         self._watch()
 
-    def subscribe(self, packet: mqtt5.SubscribePacket) -> asyncio.Future[mqtt5.SubAckReasonCode]:
-        answer: asyncio.Future[mqtt5.SubAckReasonCode] = self._loop.create_future()
-        self._subacks[packet.packet_id] = answer
+    def ask(self, packet: mqtt5.SubscribePacket | mqtt5.UnsubscribePacket) -> asyncio.Future[int]:
+        """The reason code of the answer; of several the worst."""
+        answer: asyncio.Future[int] = self._loop.create_future()
+        self._asked[packet.packet_id] = answer
         self.write(packet.write())
         return answer
 

@@ -79,6 +79,7 @@ class Session311(Session):
             self._client, self._paused = client, False  # messages may follow before we get a turn
             if not flags.session_present:
                 self._line.session_lost()
+                self._remembered.forget()
             if inner is not None:
                 inner(client, userdata, flags, *more)
 
@@ -100,8 +101,17 @@ class Session311(Session):
         )
 
     async def _subscribe(self, client: aiomqtt.Client) -> dict[str, str]:
-        wanted = [(each.filter, each.qos) for each in self._subscriptions]
-        codes = await client.subscribe(wanted)
+        filters = [each.filter for each in self._subscriptions]
+        stale = self._remembered.stale(filters)
+        self._remembered.wanting(filters)
+        refused = await self._ask_for_all(client) if filters else {}
+        if stale:  # after the new ones, so that nothing is missed that both of them match
+            await client.unsubscribe(stale)
+        self._remembered.holding(filters)
+        return refused
+
+    async def _ask_for_all(self, client: aiomqtt.Client) -> dict[str, str]:
+        codes = await client.subscribe([(each.filter, each.qos) for each in self._subscriptions])
         refused = {}
         for each, code in zip(self._subscriptions, codes, strict=True):
             value = code if isinstance(code, int) else int(getattr(code, "value", 0x80))

@@ -102,6 +102,15 @@ class Mosquitto:
     def subscribed(self, client: str) -> bool:
         return f"Sending SUBACK to {client}" in self._log.read_text()
 
+    def unsubscribed(self, client: str) -> list[str]:
+        """Filters that this client has given up, in order."""
+        lines = self._log.read_text().splitlines()
+        return [
+            lines[number + 1].split("\t", 1)[1]
+            for number, line in enumerate(lines)
+            if f"Received UNSUBSCRIBE from {client}" in line
+        ]
+
     def pings(self, client: str) -> int:
         return self._log.read_text().count(f"Sending PINGRESP to {client}")
 

@@ -231,16 +231,58 @@ async def test_qos_0_is_delivered_and_bounded_when_the_sink_is_slow(
     assert b"%d" % (len(flood) - 1) in sink.bodies  # the oldest went, not the newest
 
 
+@both
 async def test_a_route_that_went_away_does_not_stop_the_session(
-    broker: Mosquitto, sink: Sink, tmp_path: Path
+    broker: Mosquitto, sink: Sink, tmp_path: Path, version: str
 ) -> None:
     old = routes(f"filter: old/#, sink: '{sink.url}'", f"filter: plant/#, sink: '{sink.url}'")
-    async with adaptor(broker.url, old, tmp_path):
+    async with adaptor(broker.url, old, tmp_path, protocol=version):
         pass
-    async with adaptor(broker.url, one_route(sink), tmp_path, receive_maximum=1) as running:
-        await broker.publish([("old/1", b"x"), ("old/2", b"x"), ("plant/1", b"y")])
+    await broker.publish([("old/1", b"x"), ("old/2", b"x")])
+    async with adaptor(
+        broker.url, one_route(sink), tmp_path, receive_maximum=1, protocol=version
+    ) as running:
+        await broker.publish([("old/3", b"x"), ("plant/1", b"y")])
         await until(lambda: sink.bodies == [b"y"], "the living route gets its event")
-        assert running.sink(sink.url)["unrouted"] == 2
+        assert running.sink(sink.url)["unrouted"] == 2  # queued before; no more came since
+
+
+@both
+async def test_a_filter_that_was_changed_brings_each_message_once(
+    broker: Mosquitto, sink: Sink, tmp_path: Path, version: str
+) -> None:
+    def filtered(text: str) -> str:
+        return routes(f"name: all, filter: '{text}', sink: '{sink.url}', {QUICK}")
+
+    client = client_id("weir", sink.url)
+    async with adaptor(broker.url, filtered("plant/#"), tmp_path, protocol=version):
+        pass
+    await broker.publish([("plant/1", b"queued")])
+    async with adaptor(broker.url, filtered("plant/+"), tmp_path, protocol=version) as running:
+        await broker.publish([("plant/1", b"once"), ("plant/1/deep", b"no more")])
+        await broker.publish([("plant/2", b"last")])
+        await until(lambda: b"last" in sink.bodies, "it goes on")
+        assert running.sink(sink.url)["unrouted"] == 0
+    assert sink.bodies == [b"queued", b"once", b"last"]
+    assert broker.unsubscribed(client) == ["plant/#"]
+    async with adaptor(broker.url, filtered("plant/+"), tmp_path, protocol=version):
+        pass
+    assert broker.unsubscribed(client) == ["plant/#"]
+
+
+@both
+async def test_an_adaptor_killed_while_it_subscribes_still_knows_what_to_unsubscribe(
+    broker: Mosquitto, sink: Sink, tmp_path: Path, version: str
+) -> None:
+    first = routes(f"filter: plant/#, sink: '{sink.url}'", f"filter: old/#, sink: '{sink.url}'")
+    client = client_id("weir", sink.url)
+    options = ("--mqtt-version", version)
+    async with AdaptorProcess(broker.url, first, tmp_path, *options) as process:
+        await until(lambda: broker.subscribed(client), "the broker has it")
+        await process.kill()
+    async with adaptor(broker.url, one_route(sink), tmp_path, protocol=version):
+        pass
+    assert broker.unsubscribed(client) == ["old/#"]
 
 
 # --- troubles with the broker ---------------------------------------------------------------------

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
 import sqlite3
+import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -97,14 +101,20 @@ async def test_the_writer_tells_each_caller_of_a_refusal(tmp_path: Path) -> None
     writer.close()
 
 
-class _FailingCommit:
-    """A connection whose first COMMIT fails and leaves the transaction open, as SQLITE_BUSY."""
+class _Wrapped:
+    """A connection that behaves, until a subclass changes that."""
+
+    _failed = False
 
     def __init__(self, db: sqlite3.Connection) -> None:
-        self._db, self._failed = db, False
+        self._db = db
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._db, name)
+
+
+class _FailingCommit(_Wrapped):
+    """A connection whose first COMMIT fails and leaves the transaction open, as SQLITE_BUSY."""
 
     def execute(self, statement: str, *more: Any) -> sqlite3.Cursor:
         if statement == "COMMIT" and not self._failed:
@@ -130,3 +140,116 @@ def test_a_discard_that_the_disk_refuses_says_so_and_deletes_nothing(tmp_path: P
     with pytest.raises(QuarantineError, match=r"can't delete .*q\.db"):
         quarantine.discard([1])
     assert len(quarantine) == 1
+
+
+# --- files that are moved, deleted or replaced while in use ---------------------------------------
+
+
+def test_a_file_that_was_deleted_meanwhile_is_made_anew(tmp_path: Path) -> None:
+    quarantine = Quarantine(tmp_path / "q.db")
+    quarantine.put([HELD])
+    for each in tmp_path.iterdir():
+        each.unlink()
+    quarantine.put([HELD])
+    quarantine.put([HELD])
+    assert len(Quarantine(tmp_path / "q.db")) == 2
+
+
+def test_a_file_that_was_replaced_meanwhile_gets_the_event(tmp_path: Path) -> None:
+    ours, other = Quarantine(tmp_path / "q.db"), Quarantine(tmp_path / "other.db")
+    ours.put([HELD])
+    other.put([replace(HELD, route="other")])
+    other.close()
+    (tmp_path / "other.db").replace(tmp_path / "q.db")
+    ours.put([replace(HELD, route="late")])
+    ours.close()
+    assert [held.route for held in Quarantine(tmp_path / "q.db").events()] == ["other", "late"]
+
+
+def test_a_log_that_was_deleted_alone_loses_nothing(tmp_path: Path) -> None:
+    quarantine = Quarantine(tmp_path / "q.db")
+    quarantine.put([HELD])
+    (tmp_path / "q.db-wal").unlink()
+    quarantine.put([HELD])
+    assert len(Quarantine(tmp_path / "q.db")) == 2
+
+
+def test_a_file_moved_in_the_middle_of_a_write_is_noticed_before_the_event_counts_as_safe(
+    tmp_path: Path,
+) -> None:
+    class Moved(_Wrapped):
+        def execute(self, statement: str, *more: Any) -> sqlite3.Cursor:
+            if statement == "COMMIT":
+                (tmp_path / "q.db").rename(tmp_path / "old.db")
+            return self._db.execute(statement, *more)
+
+    quarantine = Quarantine(tmp_path / "q.db")
+    quarantine._db = Moved(quarantine._db)  # type: ignore[assignment]
+    quarantine.put([HELD])
+    assert len(Quarantine(tmp_path / "q.db")) == 1
+
+
+def test_a_quarantine_that_nobody_touches_is_not_opened_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Quarantine(tmp_path / "q.db").close()
+    first, second = Quarantine(tmp_path / "q.db"), Quarantine(tmp_path / "q.db")
+    for _ in range(3):
+        first.put([HELD])
+        second.put([HELD])
+        first.discard([1])
+    second.close()
+    first.put([HELD])
+    assert not caplog.records
+
+
+# --- a full disk ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = shutil.which("mount")
+    if mount is None or os.geteuid() != 0:
+        pytest.skip("mounting a small disk needs root")
+    command = [mount, "-t", "tmpfs", "-o", "size=20m", "none", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        pytest.skip("this root may not mount")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def _fill(folder: Path) -> None:
+    with (folder / "fill").open("ab", buffering=0) as stream:
+        try:
+            while True:
+                stream.write(bytes(4096))
+        except OSError:
+            pass
+    assert shutil.disk_usage(folder).free == 0
+
+
+@pytest.mark.parametrize("opened", ["before", "after"])
+def test_events_can_be_discarded_on_a_full_disk_and_then_there_is_room(
+    small_disk: Path, opened: str
+) -> None:
+    path = small_disk / "q.db"
+    quarantine = Quarantine(path)
+    large = replace(HELD, event=Event(HELD.event.attributes, os.urandom(100_000)))
+    with pytest.raises(QuarantineError, match="full"):
+        for _ in range(1000):
+            quarantine.put([large])
+    _fill(small_disk)
+    if opened == "after":
+        quarantine.close()
+        _fill(small_disk)
+        quarantine = Quarantine(path)
+        _fill(small_disk)
+    numbers = [held.number for held in quarantine.events()]
+    assert len(numbers) > 50
+    assert quarantine.discard(numbers) == len(numbers)
+    assert shutil.disk_usage(small_disk).free > 4 << 20
+    quarantine.put([large])
+    quarantine.close()
+    assert len(Quarantine(path)) == 1
