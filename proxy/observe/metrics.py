@@ -22,7 +22,6 @@ from weir.proxy.observe.instruments import (
     label,
     render,
 )
-from weir.proxy.observe.process import process_lines
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 BYTES = (
@@ -226,6 +225,8 @@ class RequestMetrics:
 
     # --- text ------------------------------------------------------------------------------------
     def lines(self) -> list[str]:
+        from weir.proxy.observe.process import process_lines  # the start can do without
+
         http = _scope(HTTP_SCOPE, HTTP_SCOPE_VERSION)
         lines = render([*self.client, *self.server], http)
         lines += render([self.invocation, self.queue_depth], _scope(QUEUE_SCOPE))
