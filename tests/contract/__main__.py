@@ -1,0 +1,37 @@
+"""Play one scenario, or all whose name contains a word, and show both accounts.
+
+usage: python -m tests.contract WORD [original | weir]
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import traceback
+
+from tests.contract import scenarios  # noqa: F401 - registers them
+from tests.contract.campaign import WEIR, Campaign, account
+from tests.contract.deviations import DEVIATIONS
+from tests.contract.original import queue_proxy
+from tests.contract.scenario import SCENARIOS, judge
+
+
+def main() -> None:
+    word = sys.argv[1] if len(sys.argv) > 1 else ""
+    which = sys.argv[2] if len(sys.argv) > 2 else "both"
+    chosen = [scenario for scenario in SCENARIOS.values() if word in scenario.name]
+    campaign = Campaign(chosen) if which == "both" else None
+    for scenario in chosen:
+        try:
+            if campaign is not None:
+                wrong = judge(scenario.name, *campaign.accounts(scenario.name), DEVIATIONS)
+            else:
+                command = [str(queue_proxy())] if which == "original" else WEIR
+                facts = asyncio.run(account(command, scenario))
+                wrong = [f"{fact} = {value!r}" for fact, value in facts.items()]
+        except Exception:  # noqa: BLE001 - on to the next one
+            wrong = traceback.format_exc().splitlines()[-40:]
+        print("\n".join([f"=== {scenario.sentence} ({scenario.section})", *wrong]), flush=True)
+
+
+main()

@@ -1,0 +1,108 @@
+"""Plays scenarios in two worlds each, several at once, while the tests wait for their verdicts.
+
+Most scenarios wait for timers most of the time, so one after the other would take many minutes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.contract.original import queue_proxy
+from tests.contract.scenario import Scenario
+from tests.contract.world import Stalled, World
+
+AT_ONCE = 5
+ATTEMPTS = 3
+Accounts = tuple[dict[str, str], dict[str, str]]
+
+WEIR = [str(Path(sys.executable).with_name("weir")), "sidecar"]
+
+
+async def account(command: Sequence[str], scenario: Scenario) -> dict[str, str]:
+    """The facts that a sidecar brings to light."""
+    async with World(command, scenario.environment, ready=scenario.ready) as world:
+        try:
+            await scenario.play(world)
+            if scenario.ready:
+                await world.report()
+        except AssertionError as error:
+            error.add_note(f"{command[0]} said: {world.stderr[-1500:]}")
+            raise
+        return world.facts
+
+
+async def accounts(scenario: Scenario, original: str) -> Accounts:
+    """Both worlds at the same time, so that a busy machine is busy for both."""
+    for attempt in range(ATTEMPTS):
+        try:
+            async with asyncio.TaskGroup() as group:
+                theirs = group.create_task(account([original], scenario))
+                ours = group.create_task(account(WEIR, scenario))
+        except* Stalled:
+            if attempt == ATTEMPTS - 1:
+                raise
+        else:
+            return theirs.result(), ours.result()
+    raise AssertionError("unreachable")
+
+
+class Campaign:
+    """A thread with a loop of its own; `accounts(name)` waits for what it finds out."""
+
+    def __init__(self, scenarios: Sequence[Scenario]) -> None:
+        self._original = str(queue_proxy())
+        self._scenarios = sorted(scenarios, key=lambda scenario: not scenario.long)
+        self._results: dict[str, concurrent.futures.Future[Accounts]] = {
+            scenario.name: concurrent.futures.Future() for scenario in scenarios
+        }
+        self._main: asyncio.Task[None] | None = None
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="campaign", daemon=True)
+        self._thread.start()
+
+    def accounts(self, name: str) -> Accounts:
+        return self._results[name].result()
+
+    def stop(self) -> None:
+        """Also when scenarios are still on their way."""
+        self._loop.call_soon_threadsafe(self._cancel)
+        self._thread.join()
+
+    def _cancel(self) -> None:
+        if self._main is not None:
+            self._main.cancel()
+
+    def _run(self) -> None:
+        try:
+            self._loop.run_until_complete(self._all())
+        except asyncio.CancelledError:
+            pass
+        finally:
+            left = asyncio.all_tasks(self._loop)
+            for task in left:
+                task.cancel()
+            self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+            self._loop.close()
+
+    async def _all(self) -> None:
+        self._main = asyncio.current_task()
+        free = asyncio.Semaphore(AT_ONCE)
+        async with asyncio.TaskGroup() as group:
+            for scenario in self._scenarios:
+                group.create_task(self._one(scenario, None if scenario.long else free))
+
+    async def _one(self, scenario: Scenario, free: asyncio.Semaphore | None) -> None:
+        result = self._results[scenario.name]
+        try:
+            if free is None:
+                result.set_result(await accounts(scenario, self._original))
+            else:
+                async with free:
+                    result.set_result(await accounts(scenario, self._original))
+        except Exception as error:  # noqa: BLE001 - the test that asks for it gets it
+            result.set_exception(error)
