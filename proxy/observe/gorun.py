@@ -66,15 +66,11 @@ class _Continue(Exception):
 
 
 # --- what closures do ------------------------------------------------------------------------
-_Getters = dict[str, Callable[[Any], Any]]
-_GETTERS: dict[type, _Getters] = {}
-"""How fields, and methods without arguments, are read from the structs that we have."""
+class _Getters(dict[type, dict[str, Callable[[Any], Any]]]):
+    """How fields, and methods without arguments, are read from the structs that there are."""
 
-
-def _getters(kind: type) -> _Getters:
-    known = _GETTERS.get(kind)
-    if known is None:
-        known = {}
+    def __missing__(self, kind: type) -> dict[str, Callable[[Any], Any]]:
+        known: dict[str, Callable[[Any], Any]] = {}
         if issubclass(kind, Struct):
             for name in kind.go_fields:
                 known[name] = attrgetter(name)
@@ -82,8 +78,11 @@ def _getters(kind: type) -> _Getters:
                 known.pop(name, None)
                 if not method.parameters:
                     known[name] = method.call
-        _GETTERS[kind] = known
-    return known
+        self[kind] = known
+        return known
+
+
+_GETTERS = _Getters()
 
 
 def _field(receiver: Any, name: str, arguments: list[Any]) -> Any:
@@ -285,30 +284,22 @@ def piped(commands: list[Apply]) -> Apply:
 
 
 def fields_of(value: Eval, names: list[str]) -> Eval:
-    if not names:
-        return value
-
-    def run(frame: Frame) -> Any:
-        result = value(frame)
-        for name in names:
-            get = _getters(type(result)).get(name)
-            result = _field(result, name, []) if get is None else get(result)
-        return result
-
-    return run
+    return chain(value, names, []) if names else value
 
 
 def chain(value: Eval, names: list[str], arguments: list[Eval]) -> Apply:
     """`.A.B.Method argument…`: only the last one is given the arguments."""
-    whole = fields_of(value, names)
-    receiver = fields_of(value, names[:-1])
-    name = names[-1]
+    *path, method = names
 
     def run(frame: Frame, last: Sequence[Any] = (), /) -> Any:
-        if not arguments and not last:
-            return whole(frame)
-        owner = receiver(frame)
-        return _field(owner, name, [*(argument(frame) for argument in arguments), *last])
+        result = value(frame)
+        for name in path if arguments or last else names:
+            get = _GETTERS[type(result)].get(name)
+            result = _field(result, name, []) if get is None else get(result)
+        if arguments or last:
+            given = [argument(frame) for argument in arguments]
+            result = _field(result, method, [*given, *last])
+        return result
 
     return run
 
@@ -328,7 +319,9 @@ def command_of(name: str, arguments: list[Eval]) -> Apply:
     function = FUNCTIONS[name]
 
     def run(frame: Frame, last: Sequence[Any] = ()) -> Any:
-        return _apply(name, function, [*(argument(frame) for argument in arguments), *last])
+        given = [argument(frame) for argument in arguments]
+        given += last
+        return _apply(name, function, given)
 
     return run
 

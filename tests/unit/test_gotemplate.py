@@ -1,5 +1,7 @@
 """Templates of Go: errors say where, and nothing that is written in one hangs or breaks us."""
 
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -109,3 +111,24 @@ def test_no_text_does_anything_but_render_or_say_what_is_wrong(template: str) ->
         assert isinstance(Template(template).render(entry()), str)
     except TemplateError as error:
         assert str(error)
+
+
+EVERYTHING = Template(
+    "{{with .Request}}{{.Method}}{{.URL}}{{.URL.Query}}{{.URL.Query.Encode}}{{.URL.EscapedPath}}"
+    "{{.URL.RawPath}}{{.Proto}}{{.ProtoMajor}}{{.ProtoMinor}}{{.Header}}{{.ContentLength}}"
+    "{{.TransferEncoding}}{{.Close}}{{.Host}}{{.Form}}{{.Trailer}}{{.RemoteAddr}}{{.RequestURI}}"
+    '{{.TLS}}{{.UserAgent}}{{.Referer}}{{.FormValue "a"}}{{js .Header}}{{html .RequestURI}}'
+    '{{urlquery .RequestURI}}{{printf "%q %x" .RequestURI .Host}}{{end}}{{.Response}}{{.Revision}}'
+)
+
+
+@given(
+    st.binary(max_size=40),
+    st.lists(st.tuples(st.binary(min_size=1, max_size=20), st.binary(max_size=30)), max_size=5),
+)
+def test_no_request_breaks_a_line(target: bytes, fields: list[tuple[bytes, bytes]]) -> None:
+    data = entry(b"/" + target, *fields, (b"Cookie", target))
+    assert EVERYTHING.render(data)
+    assert Template(DEFAULT_REQUEST_LOG_TEMPLATE).render(data)
+    with contextlib.suppress(TemplateError):  # there may be no such cookie
+        Template('{{(.Request.Cookie "a").Value}}').render(data)
