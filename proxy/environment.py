@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from weir.proxy import gojson
-from weir.proxy.contract import RevisionSettings
+from weir.proxy.contract import METRICS_PORT, RevisionSettings
 from weir.proxy.gojson import FieldError, Fields
 from weir.proxy.probe_settings import parse_probes
 
@@ -160,6 +160,18 @@ class Observability(NamedTuple):
     prometheus: PrometheusServer = PrometheusServer()
     service_name: str = ""
     pod_name: str = ""
+
+    def metrics_address(self) -> tuple[str, int]:
+        """Host (empty for all addresses) and port of the Prometheus listener (contract 1.3, 1.5).
+
+        Raises ValueError.
+        """
+        endpoint = self.request_metrics.endpoint or f"{self.prometheus.host}:"
+        host, colon, port = endpoint.rpartition(":")
+        port = port or self.prometheus.port or str(METRICS_PORT)
+        if not colon or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise ValueError(f"the metrics endpoint {endpoint!r} is not host:port")
+        return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 class TlsSettings(NamedTuple):

@@ -35,6 +35,7 @@ class Role(Enum):
     ADMIN = "admin"
     AUTOSCALER = "autoscaler"
     METRICS = "metrics"
+    PROFILING = "profiling"
 
 
 class PodServer:
@@ -52,6 +53,7 @@ class PodServer:
         drain: Drain | None = None,
         upgraded_seconds: float = contract.UPGRADED_SECONDS,
         render: Callable[[], bytes] | None = None,
+        profiling: Service | None = None,
         secure: Callable[[Callable[[], asyncio.Protocol]], Callable[[], asyncio.Protocol]]
         | None = None,
     ) -> None:
@@ -74,6 +76,8 @@ class PodServer:
         }
         if render is not None:
             self._services[Role.METRICS] = self._plain(ports.prometheus(render))
+        if profiling is not None:
+            self._services[Role.PROFILING] = self._plain(profiling)
         if secure is not None:
             self._services[Role.TLS] = secure(relay.protocol)
 

@@ -48,6 +48,8 @@ def _ports(settings: SidecarSettings) -> dict[str, int]:
     }
     if has_certificates():
         wanted["tls"] = settings.tls_port
+    if settings.observability.profiling:
+        wanted["profiling"] = settings.observability.profiling_port
     return wanted
 
 
@@ -61,8 +63,9 @@ def _open(
     open_ports = {role: sockets.on_port(port, passed) for role, port in _ports(settings).items()}
     if settings.observability.request_metrics.protocol == "prometheus":
         try:
-            open_ports["metrics"] = sockets.on_port(contract.METRICS_PORT, passed)
-        except OSError as error:  # not fatal, as upstream (contract section 1.5)
+            host, port = settings.observability.metrics_address()
+            open_ports["metrics"] = sockets.on_port(port, passed, host)
+        except (OSError, ValueError) as error:  # not fatal, as upstream (contract section 1.5)
             print(f"weir sidecar: {error}: no metrics are served", file=sys.stderr)
     for unused in passed.values():
         for sock in unused:
@@ -75,13 +78,18 @@ async def _serve(
 ) -> int:
     import asyncio
 
+    from weir.proxy.observe import ownlog
+    from weir.proxy.observe.observability import observers_for
     from weir.proxy.podserver import PodServer, Role
     from weir.proxy.probes import Prober
     from weir.proxy.relay import Relay
     from weir.proxy.wire.dial import dial_here
 
+    ownlog.set_up(settings)
     revision = settings.revision
     relay = Relay(revision, dial=dial_here, prober=Prober(revision, dial_here))
+    observability = observers_for(settings, in_line=lambda: relay.in_line)
+    relay.observers += observability.observers
     tls = None
     if "tls" in open_ports:
         from weir.proxy.tls import TlsFault, TlsPort
@@ -92,7 +100,18 @@ async def _serve(
             print(f"weir sidecar: {error}", file=sys.stderr)
             return 1
         tls.watch()
-    server = PodServer(relay, uptime_from=started, secure=None if tls is None else tls.secure)
+    profiling = None
+    if "profiling" in open_ports:
+        from weir.proxy.observe.profiling import profiling as stacks
+
+        profiling = stacks()
+    server = PodServer(
+        relay,
+        uptime_from=started,
+        render=observability.render,
+        profiling=profiling,
+        secure=None if tls is None else tls.secure,
+    )
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
@@ -105,12 +124,14 @@ async def _serve(
     for role, listeners in open_ports.items():
         await server.serve(Role(role), listeners)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP)
+    await observability.start()
     try:
         await server.drained()
     finally:
         server.close()
         if tls is not None:
             tls.close()
+        await observability.stop()
     return 0
 
 

@@ -41,8 +41,12 @@ def inherited(environment: Mapping[str, str]) -> dict[int, list[socket.socket]]:
     return found
 
 
-def on_port(port: int, passed: dict[int, list[socket.socket]]) -> list[socket.socket]:
-    """Who listens on `port`: what was passed, else a new socket on all addresses of both families.
+def on_port(
+    port: int, passed: dict[int, list[socket.socket]], host: str = ""
+) -> list[socket.socket]:
+    """Who listens on `port`: what was passed, else a new socket.
+
+    `host` is an IP address, empty for all addresses of both families.
 
     Raises OSError.
     """
@@ -50,7 +54,7 @@ def on_port(port: int, passed: dict[int, list[socket.socket]]) -> list[socket.so
     if handed:
         return handed
     has_ipv6 = os.path.exists("/proc/net/if_inet6")  # noqa: PTH110 - cheaper than pathlib
-    return [listen("::" if has_ipv6 else "0.0.0.0", port)]
+    return [listen(host or ("::" if has_ipv6 else "0.0.0.0"), port)]
 
 
 def listen(address: str, port: int, backlog: int = BACKLOG) -> socket.socket:

@@ -10,6 +10,7 @@ from weir.proxy.contract import Probe
 from weir.proxy.environment import (
     DEFAULT_REQUEST_LOG_TEMPLATE,
     EnvironmentFault,
+    Observability,
     PrometheusServer,
     RequestLog,
     RequestMetrics,
@@ -433,3 +434,31 @@ def test_reading_the_environment_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "host", "port", "expected"),
+    [
+        ("", "", "", ("", 9091)),
+        (":9999", "", "", ("", 9999)),
+        ("127.0.0.1:9999", "", "", ("127.0.0.1", 9999)),
+        ("[::1]:9999", "", "", ("::1", 9999)),
+        ("", "127.0.0.1", "", ("127.0.0.1", 9091)),
+        ("", "", "9092", ("", 9092)),
+    ],
+)
+def test_the_metrics_port_is_where_the_endpoint_or_the_image_says(
+    endpoint: str, host: str, port: str, expected: tuple[str, int]
+) -> None:
+    observability = Observability(
+        request_metrics=RequestMetrics("prometheus", endpoint),
+        prometheus=PrometheusServer(host, port),
+    )
+    assert observability.metrics_address() == expected
+
+
+@pytest.mark.parametrize("endpoint", ["nowhere", "host:port", "host:0", "host:70000"])
+def test_a_metrics_endpoint_that_is_no_address_is_named(endpoint: str) -> None:
+    observability = Observability(request_metrics=RequestMetrics("prometheus", endpoint))
+    with pytest.raises(ValueError, match=endpoint):
+        observability.metrics_address()
