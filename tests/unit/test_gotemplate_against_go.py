@@ -3,7 +3,6 @@
 import base64
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from functools import cache
@@ -13,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from tests.pods import go_command, why_no_go
 from weir.proxy.environment import DEFAULT_REQUEST_LOG_TEMPLATE
 from weir.proxy.observe.gorequest import Entry, Request, Response, Revision
 from weir.proxy.observe.gotemplate import Template
@@ -171,7 +171,7 @@ class Witness:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            ["go", "run", "."],
+            [str(go_command()), "run", "."],
             cwd=WITNESS,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -200,9 +200,7 @@ def witness() -> Iterator[Witness]:
     witness.close()
 
 
-needs_go = pytest.mark.skipif(
-    shutil.which("go") is None, reason="no Go here, so nothing to compare templates with"
-)
+needs_go = pytest.mark.skipif(why_no_go() is not None, reason=why_no_go() or "")
 
 
 @needs_go
