@@ -105,7 +105,7 @@ class HttpCheck:
 
     async def _get(self, headers: tuple[tuple[str, str], ...]) -> None:
         url = self._url
-        for _ in range(contract.PROBE_REDIRECTS + 1):
+        for _ in range(contract.PROBE_REDIRECTS):  # the tenth redirect is one too many for Go
             head = await self._ask(url, headers)
             location = dict(head.headers()).get(b"location")
             if head.status not in _REDIRECTS or not location:

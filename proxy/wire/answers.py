@@ -44,13 +44,14 @@ def date_line() -> bytes:
     return _clock.line
 
 
-def reply(
-    status: int, body: bytes = b"", *fields: bytes, kind: bytes = contract.TEXT_PLAIN
-) -> list[bytes]:
-    """Status line, fields and body of an ordinary answer; `fields` come before Date."""
+def reply(status: int, body: bytes = b"", *fields: bytes, kind: bytes = b"") -> list[bytes]:
+    """Status line, fields and body of an ordinary answer; `fields` come before Date.
+
+    A body is plain text if no `kind` is given; an empty one has a type only if one is given.
+    """
     lines = [_status_line(status), *fields, date_line(), b"Content-Length: %d" % len(body)]
-    if body:
-        lines.append(_TYPE + kind)
+    if body or kind:
+        lines.append(_TYPE + (kind or contract.TEXT_PLAIN))
     return [*lines, body]
 
 
