@@ -3,7 +3,7 @@
 import contextlib
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weir.proxy.environment import DEFAULT_REQUEST_LOG_TEMPLATE
@@ -105,6 +105,7 @@ PIECES += [
 ]
 
 
+@settings(deadline=None)
 @given(st.one_of(st.text(max_size=40), st.lists(st.sampled_from(PIECES), max_size=30).map("".join)))
 def test_no_text_does_anything_but_render_or_say_what_is_wrong(template: str) -> None:
     try:
@@ -122,6 +123,7 @@ EVERYTHING = Template(
 )
 
 
+@settings(deadline=None)
 @given(
     st.binary(max_size=40),
     st.lists(st.tuples(st.binary(min_size=1, max_size=20), st.binary(max_size=30)), max_size=5),

@@ -216,6 +216,8 @@ def agree(witness: Witness, template: str) -> None:
     assert here == witness.render(template, REQUESTS["plain"])
 
 
+_SHARED = [HealthCheck.function_scoped_fixture]  # the witness is asked again and again
+
 PIECES = [
     *("{{", "}}", "{{-", "-}}", " ", " ", "(", ")", "|", "\n", "{{end}}", "{{else}}", "text"),
     *("if ", "with ", "range ", "$x := ", "$x", "$", ".", ".Request.Method", ".Response.Code"),
@@ -227,7 +229,7 @@ PIECES = [
 
 
 @needs_go
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, deadline=None, suppress_health_check=_SHARED)
 @given(pieces=st.lists(st.sampled_from(PIECES), max_size=12))
 def test_what_go_makes_of_pieces_of_templates_we_make_of_them(
     witness: Witness, pieces: list[str]
@@ -240,7 +242,7 @@ ARGUMENTS += [".Request.Header", ".Request.TransferEncoding", ".Response"]
 
 
 @needs_go
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, deadline=None, suppress_health_check=_SHARED)
 @given(
     flags=st.text("+-0 ", max_size=2),
     width=st.sampled_from(["", "3", "8", "*", "[2]"]),

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from weir.proxy.contract import RevisionSettings
@@ -92,6 +93,7 @@ def test_names_that_clients_make_up_are_told_apart_up_to_a_limit() -> None:
     ]
 
 
+@examples(deadline=None)
 @given(st.binary(max_size=60))
 def test_no_value_of_a_label_breaks_a_line(value: bytes) -> None:
     family = ValueFamily("a_total", "All.", "counter")
@@ -101,6 +103,7 @@ def test_no_value_of_a_label_breaks_a_line(value: bytes) -> None:
     assert line.encode()  # and it is UTF-8
 
 
+@examples(deadline=None)
 @given(st.text(max_size=40))
 def test_any_host_splits_into_something(value: str) -> None:
     host, port = split_host(value)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weir.proxy.contract import RevisionSettings
@@ -156,6 +156,7 @@ def test_a_configuration_that_is_no_good_is_the_default_with_a_complaint(config:
     assert settings == log_settings("", "")[0]
 
 
+@settings(deadline=None)
 @given(st.text(max_size=30), st.text(max_size=10))
 def test_no_configuration_is_fatal(config: str, level: str) -> None:
     log_settings(config, level)
