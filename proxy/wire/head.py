@@ -293,6 +293,8 @@ class RequestHead:
             host = seen.get(b"x-forwarded-host", b"")
             proto = seen.get(b"x-forwarded-proto", b"")
             if for_ or host or proto:
+                if b"forwarded" in seen:
+                    self.replace({b"forwarded": b""})  # an empty one is none
                 added.append(b"Forwarded: " + forwarded(for_ or b"", host, proto))
         added.append(b"X-Forwarded-For: " + (appended([for_], peer) if for_ else peer))
         if b"te" in seen and b"trailers" in seen[b"te"].lower():
