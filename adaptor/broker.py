@@ -1,4 +1,4 @@
-"""What both session kinds share: the broker's address, when to reconnect, and who is told what.
+"""What both session kinds share: settings, when to reconnect, and who is told what.
 
 A Session keeps one persistent MQTT session alive across any number of connections, hands every
 message to its receiver, and acknowledges a message only when its ticket is settled, in order of
@@ -11,17 +11,17 @@ import abc
 import asyncio
 import logging
 import random
-import ssl
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from mqtt5 import PublishPacket
 
 from weir.adaptor.acks import AckLine
 from weir.adaptor.acks import Ticket as AckTicket
+from weir.adaptor.address import Broker as Broker
+from weir.adaptor.address import BrokerError as BrokerError
 from weir.adaptor.subscriptions import Remembered
 
 Ticket = AckTicket[PublishPacket]
@@ -35,62 +35,12 @@ STEADY = 10.0
 """Seconds that a connection must have lasted for the next backoff to start from the beginning."""
 
 
-class BrokerError(Exception):
-    """The broker can't be used right now; str() says which, why and what to do."""
-
-
 class WrongVersion(BrokerError):
     """The broker does not speak the protocol version that we asked for."""
 
 
 class Silence(BrokerError):
     """The broker took our CONNECT and says nothing; some do when they don't know the version."""
-
-
-@dataclass(frozen=True, slots=True)
-class Broker:
-    """Where the broker is and who we are to it. `str()` never shows the password."""
-
-    host: str
-    port: int
-    tls: bool = False
-    username: str | None = None
-    password: str | None = field(default=None, repr=False)
-    ca: Path | None = None
-
-    @classmethod
-    def parse(cls, url: str, ca: Path | None = None) -> Broker:
-        """From mqtt://user:password@host:1883 or mqtts://host:8883. Raises ValueError."""
-        parts = urlsplit(url)
-        if parts.scheme not in ("mqtt", "mqtts"):
-            raise ValueError(
-                f"broker `{parts.scheme or url}`: write mqtt://host:port, or mqtts:// for TLS"
-            )
-        if not parts.hostname or parts.path.strip("/") or parts.query or parts.fragment:
-            raise ValueError("the broker URL has a host and a port and nothing after them")
-        tls = parts.scheme == "mqtts"
-        return cls(
-            parts.hostname,
-            parts.port or (8883 if tls else 1883),
-            tls,
-            None if parts.username is None else unquote(parts.username),
-            None if parts.password is None else unquote(parts.password),
-            ca,
-        )
-
-    @property
-    def address(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
-
-    def __str__(self) -> str:
-        return f"{'mqtts' if self.tls else 'mqtt'}://{self.address}"
-
-    def ssl_context(self) -> ssl.SSLContext | None:
-        """Reads the CA file, or the system's; raises OSError."""
-        if not self.tls:
-            return None
-        return ssl.create_default_context(cafile=None if self.ca is None else str(self.ca))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +55,16 @@ class Subscription:
 
 @dataclass(frozen=True, slots=True)
 class SessionSettings:
-    """Times in seconds. `expiry`: how long the broker keeps the session while we are away (MQTT 5
-    only). `handshake`: for each of TCP and TLS, CONNACK, SUBACK."""
+    """Times in seconds. `expiry`: how long the broker keeps the session while we are away; 3.1.1
+    knows only for ever, or 0 for not at all. `handshake`: for each of TCP and TLS, CONNACK, SUBACK.
+    `clean_start`: end the old session, with all that is queued in it, at the first connection."""
 
     client_id: str
     receive_maximum: int = 256
     keep_alive: int = 30
     expiry: int = 7 * 24 * 3600
     handshake: float = 5.0
+    clean_start: bool = False
 
 
 class Session(abc.ABC):
@@ -137,7 +89,8 @@ class Session(abc.ABC):
         self._line: AckLine[PublishPacket] = AckLine()
         self._flush_planned = False
         self._closing = asyncio.Event()
-        self._ever_connected = False
+        self._clean = settings.clean_start
+        self.ever_connected = False
         self.connected = False
         self.since = time.time()
         self.error: str | None = None
@@ -156,7 +109,7 @@ class Session(abc.ABC):
             except WrongVersion:
                 raise
             except BrokerError as error:
-                if tentative and not self._ever_connected and isinstance(error, Silence):
+                if tentative and not self.ever_connected and isinstance(error, Silence):
                     raise
                 self.error = str(error)
                 if not self._closing.is_set():
@@ -211,16 +164,26 @@ class Session(abc.ABC):
     def _up(self, granted: dict[str, str]) -> None:
         """Connected and subscribed; `granted` maps a filter to why the broker refused it."""
         self.connected, self.since, self.error, self.refused = True, time.time(), None, granted
-        self._ever_connected = True
+        self.ever_connected, self._clean = True, False
         for pattern, reason in granted.items():
             log.error("%s refuses the subscription to `%s`: %s", self.broker, pattern, reason)
 
     def _lost(self, why: str) -> BrokerError:
         """For a connection that ended without a word from the broker."""
-        return BrokerError(
-            f"the broker {self.broker} closed the connection{why}; if it goes on doing so, "
-            f"see whether another client uses the client id {self.settings.client_id}"
-        )
+        if self.broker.tls and self.broker.certificate is None and not self.ever_connected:
+            advice = "perhaps it wants a client certificate: --broker-cert and --broker-key"
+        else:
+            name = self.settings.client_id
+            advice = f"if it goes on doing so, see whether another client uses the client id {name}"
+        return BrokerError(f"the broker {self.broker} closed the connection{why}; {advice}")
+
+    def refusal(self, reason: str, advice: str) -> BrokerError:
+        """The broker answered CONNECT with no."""
+        return BrokerError(f"the broker {self.broker} refuses the session: {reason}; {advice}")
+
+    def forget_subscriptions(self) -> None:
+        """The session has ended, and so has the note of it."""
+        self._remembered.forget()
 
     def _down(self) -> None:
         if self.connected:
@@ -252,6 +215,24 @@ class Session(abc.ABC):
             self._write_acks(packet_ids)
         if len(self._line) <= self.settings.receive_maximum:
             self._resume_reading()
+
+
+async def end_session(session: Session) -> None:
+    """End it in the broker, with all that is queued in it. `session`: made with `clean_start` and
+    `expiry=0`. Raises BrokerError."""
+    running = asyncio.create_task(session.run())
+    try:
+        while not session.ever_connected:
+            await asyncio.sleep(0.02)
+            if session.error is not None:
+                raise BrokerError(session.error)
+            if running.done():
+                running.result()
+        await session.close()
+        session.forget_subscriptions()
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
 
 def reconnect_delay(attempt: int, chance: float) -> float:

@@ -20,10 +20,10 @@ from pathlib import Path
 import uvloop
 
 from weir.adaptor import sinks
-from weir.adaptor.broker import BrokerError
+from weir.adaptor.broker import Broker, BrokerError
 from weir.adaptor.events import http_headers
 from weir.adaptor.quarantine import Held, Quarantine, QuarantineError
-from weir.adaptor.retry import Delivery, Verdict, judge
+from weir.adaptor.retry import Delivery, Verdict, judge, parse_duration
 from weir.adaptor.routes import load
 from weir.adaptor.service import AdaptorConfig, serve
 from weir.proxy.direct import FunctionClient
@@ -47,10 +47,11 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--broker",
         default=os.environ.get("WEIR_BROKER"),
         required="WEIR_BROKER" not in os.environ,
-        metavar="mqtt[s]://[USER:PASSWORD@]HOST[:PORT]",
-        help="or WEIR_BROKER in the environment, which keeps a password out of the process list",
+        metavar="URL",
+        help="mqtt[s]://[USER:PASSWORD@]HOST[:PORT] or ws[s]://HOST/PATH; or WEIR_BROKER in the "
+        "environment, which keeps a password out of the process list",
     )
-    adaptor.add_argument("--broker-ca", type=Path, help="PEM file that signs the broker")
+    _connection_arguments(adaptor)
     adaptor.add_argument("--routes", required=True, type=Path, help="the routes file (YAML)")
     adaptor.add_argument("--function-url", help="where the sink `function` is")
     adaptor.add_argument(
@@ -79,6 +80,42 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     discarding.add_argument("--all", action="store_true", help="needed to discard without numbers")
 
 
+def _connection_arguments(adaptor: argparse.ArgumentParser) -> None:
+    add = adaptor.add_argument_group("connection to the broker").add_argument
+    add("--broker-ca", type=Path, metavar="FILE", help="PEM of the CA that signed the broker's")
+    add("--broker-cert", type=Path, metavar="FILE", help="our certificate (PEM)")
+    add("--broker-key", type=Path, metavar="FILE", help="its key, if not in the same file")
+    add("--broker-server-name", metavar="NAME", help="for SNI and the certificate, if not the host")
+    add("--broker-alpn", metavar="NAME[,NAME]", default="", help="such as x-amzn-mqtt-ca")
+    add("--broker-username-file", type=Path, metavar="FILE", help="read for every connection")
+    add("--broker-password-file", type=Path, metavar="FILE", help="password or token, likewise")
+    add("--keep-alive", type=int, default=30, metavar="S", help="seconds (default 30)")
+    add(
+        "--session-expiry",
+        type=_seconds,
+        default=7 * 24 * 3600,
+        metavar="DURATION",
+        help="how long the broker keeps our session while we are away (default P7D; MQTT 5 only)",
+    )
+    add(
+        "--clean-start",
+        action="store_true",
+        help="begin new sessions: let go what the broker has queued for the old ones",
+    )
+    add(
+        "--end-unused-sessions",
+        action="store_true",
+        help="end the sessions of sinks that are in the routes no more, with what is queued there",
+    )
+
+
+def _seconds(text: str) -> int:
+    try:
+        return int(text) if text.isdigit() else int(parse_duration(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 _ACTIONS = {
     "list": "show the events and why they are here",
     "replay": "deliver events to their sinks again; what a sink takes leaves the quarantine",
@@ -99,8 +136,7 @@ def _window(text: str) -> int:
 def run_adaptor(args: argparse.Namespace) -> int:
     try:
         config = AdaptorConfig(
-            broker=args.broker,
-            broker_ca=args.broker_ca,
+            broker=_broker(args),
             routes=load(args.routes),
             quarantine=args.quarantine,
             client_id=args.client_id,
@@ -108,11 +144,28 @@ def run_adaptor(args: argparse.Namespace) -> int:
             receive_maximum=args.receive_maximum,
             function_url=args.function_url,
             status=args.status,
+            keep_alive=args.keep_alive,
+            session_expiry=args.session_expiry,
+            clean_start=args.clean_start,
+            end_unused_sessions=args.end_unused_sessions,
         )
         uvloop.run(_until_signalled(config))
     except (ValueError, QuarantineError, BrokerError, OSError) as error:
         return _complain("adaptor", error)
     return 0
+
+
+def _broker(args: argparse.Namespace) -> Broker:
+    return Broker.parse(
+        args.broker,
+        args.broker_ca,
+        certificate=args.broker_cert,
+        key=args.broker_key,
+        server_name=args.broker_server_name,
+        alpn=tuple(filter(None, args.broker_alpn.split(","))),
+        username_file=args.broker_username_file,
+        password_file=args.broker_password_file,
+    )
 
 
 async def _until_signalled(config: AdaptorConfig) -> None:

@@ -19,11 +19,13 @@ from typing import Literal
 from weir.adaptor import sinks
 from weir.adaptor.broker import (
     Broker,
+    BrokerError,
     Session,
     SessionSettings,
     Silence,
     Subscription,
     WrongVersion,
+    end_session,
     log,
 )
 from weir.adaptor.delivery import Flow, Pipeline
@@ -32,6 +34,7 @@ from weir.adaptor.quarantine import BOUND, Quarantine, QuarantineWriter
 from weir.adaptor.routes import FUNCTION, Route
 from weir.adaptor.session import Session5
 from weir.adaptor.session311 import Session311
+from weir.adaptor.subscriptions import others
 from weir.proxy.policy.histogram import Latencies
 from weir.proxy.wire.status import serve_status
 
@@ -46,7 +49,7 @@ class AdaptorConfig:
     """`client_id` is a prefix, different for every adaptor on a broker, the same after a restart.
     `function_url`: where the sink `function` is. `stop_within`: seconds for what is in flight."""
 
-    broker: str
+    broker: str | Broker
     routes: tuple[Route, ...]
     quarantine: Path
     client_id: str = "weir"
@@ -55,10 +58,17 @@ class AdaptorConfig:
     keep_alive: int = 30
     session_expiry: int = 7 * 24 * 3600
     function_url: str | None = None
-    broker_ca: Path | None = None
     quarantine_bound: int = BOUND
     status: Path | None = None
     stop_within: float = 10.0
+
+    clean_start: bool = False
+    end_unused_sessions: bool = False
+
+    @property
+    def address(self) -> Broker:
+        """Raises ValueError."""
+        return self.broker if isinstance(self.broker, Broker) else Broker.parse(self.broker)
 
     @property
     def state(self) -> Path:
@@ -74,7 +84,7 @@ class Lane:
         self.sink = sink
         self.url = sinks.resolve(sink, config.function_url)
         self._config = config
-        self._broker = Broker.parse(config.broker, config.broker_ca)
+        self._broker = config.address
         routes = [route for route in config.routes if route.sink == sink]
         numbers = subscription_numbers(routes)
         self.flows = tuple(
@@ -105,6 +115,7 @@ class Lane:
                 self._config.receive_maximum,
                 self._config.keep_alive,
                 self._config.session_expiry,
+                clean_start=self._config.clean_start,
             ),
             [Subscription(text, qos[text], numbers[text]) for text in qos],
             self.pipeline.receive,
@@ -174,6 +185,7 @@ class Adaptor:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop` is set or the task is cancelled; then everything is put away in order."""
+        await self._look_after_unused_sessions()
         tasks = [asyncio.create_task(lane.run(), name=lane.sink) for lane in self.lanes]
         stopping = asyncio.create_task(stop.wait())
         try:
@@ -189,11 +201,35 @@ class Adaptor:
             if isinstance(end, Exception):
                 raise end
 
+    async def _look_after_unused_sessions(self) -> None:
+        """A sink that left the routes leaves a session that goes on collecting. Only on request is
+        it ended: another adaptor may use it, or the sink may come back for what is queued."""
+        config = self._config
+        held = [lane.session.settings.client_id for lane in self.lanes]
+        for known in others(config.state, str(config.address), config.client_id, held):
+            if not config.end_unused_sessions:
+                log.warning(
+                    "the broker %s still queues messages for the session %s, which no route uses "
+                    "any more; --end-unused-sessions ends it and lets them go",
+                    *(known.broker, known.client_id),
+                )
+                continue
+            kind = Session311 if known.protocol == "3.1.1" else Session5
+            settings = SessionSettings(known.client_id, expiry=0, clean_start=True)
+            try:
+                await end_session(
+                    kind(config.address, settings, (), lambda message, ticket: None, config.state)
+                )
+            except BrokerError as error:
+                log.warning("can't end the unused session %s: %s", known.client_id, error)
+            else:
+                log.info("ended the unused session %s", known.client_id)
+
     def snapshot(self) -> dict[str, object]:
         flows = [(lane.sink, flow) for lane in self.lanes for flow in lane.flows]
         latency = Latencies.merged(flow.counters.latency.snapshot() for _, flow in flows)
         return {
-            "broker": str(Broker.parse(self._config.broker)),
+            "broker": str(self._config.address),
             "quarantine": str(self._config.quarantine),
             "latency": {"p50": latency.quantile(0.5), "p99": latency.quantile(0.99)},
             "routes": [

@@ -8,16 +8,20 @@ MQTT's own Receive Maximum: the broker never has more unacknowledged messages ou
 from __future__ import annotations
 
 import asyncio
+import enum
+import ssl
 from collections.abc import Sequence
 from typing import TypeVar, cast
 
 import mqtt5
 
 from weir.adaptor.broker import (
+    Broker,
     BrokerError,
     Session,
     Silence,
     WrongVersion,
+    log,
 )
 
 T = TypeVar("T")
@@ -28,10 +32,11 @@ LARGEST_PACKET = 16 << 20
 _V3_CONNACK = b"\x20\x02"
 _QOS = (mqtt5.QoS.AT_MOST_ONCE, mqtt5.QoS.AT_LEAST_ONCE)
 
+_CREDENTIALS = "check the user and password {where}"
 _ADVICE = {
     "CLIENT_ID_NOT_VALID": "choose another client id prefix",
-    "BAD_USER_NAME_OR_PASSWORD": "check the user and password in the broker URL",
-    "NOT_AUTHORIZED": "check the user and password in the broker URL, and the broker's ACL",
+    "BAD_USER_NAME_OR_PASSWORD": _CREDENTIALS,
+    "NOT_AUTHORIZED": f"{_CREDENTIALS}, and the broker's ACL",
     "BANNED": "ask the broker's operator",
     "SERVER_BUSY": "it will be tried again",
     "SERVER_UNAVAILABLE": "it will be tried again",
@@ -39,19 +44,26 @@ _ADVICE = {
     "USE_ANOTHER_SERVER": "point the broker URL at the server it names",
     "SERVER_MOVED": "point the broker URL at the server it names",
     "QUOTA_EXCEEDED": "raise the broker's quota",
+    "CONNECTION_RATE_EXCEEDED": "it will be tried again, ever more slowly",
+    "BAD_AUTHENTICATION_METHOD": "it wants enhanced authentication, which is not offered here",
 }
 
 
-def explain(packet: mqtt5.ConnAckPacket | mqtt5.DisconnectPacket) -> str:
+def in_words(code: enum.IntEnum) -> str:
+    """`bad user name or password (0x86)`."""
+    return f"{code.name.lower().replace('_', ' ')} (0x{code.value:02X})"
+
+
+def explain(packet: mqtt5.ConnAckPacket | mqtt5.DisconnectPacket, broker: Broker) -> str:
     """A reason code in words, with the broker's own and what to do."""
     code = packet.reason_code
-    said = [f"{code.name} (0x{code.value:02X})"]
+    said = [in_words(code)]
     if packet.reason_str:
         said.append(f'the broker says "{packet.reason_str}"')
     if packet.server_reference:
         said.append(f"it names the server {packet.server_reference}")
     if code.name in _ADVICE:
-        said.append(_ADVICE[code.name])
+        said.append(_ADVICE[code.name].format(where=broker.credentials_are))
     return "; ".join(said)
 
 
@@ -76,19 +88,8 @@ class Session5(Session):
     _connection: _Connection | None = None
 
     async def _connect_and_serve(self) -> None:
-        loop = asyncio.get_running_loop()
         connection = _Connection(self)
-        try:
-            async with asyncio.timeout(self.settings.handshake):
-                context = self.broker.ssl_context()
-                await loop.create_connection(
-                    lambda: connection, self.broker.host, self.broker.port, ssl=context
-                )
-        except (OSError, TimeoutError) as error:
-            raise BrokerError(
-                f"can't reach the broker {self.broker}: {error or 'it does not answer'}; "
-                "check the broker URL and that the broker runs"
-            ) from error
+        await self._dial(connection)
         self._connection = connection
         try:
             await connection.handshake()
@@ -97,6 +98,27 @@ class Session5(Session):
         finally:
             self._connection = None
             connection.abort()
+
+    async def _dial(self, connection: _Connection) -> None:
+        broker, loop = self.broker, asyncio.get_running_loop()
+        context = broker.ssl_context()
+        name = broker.expected_name if context is not None else None
+        protocol: asyncio.Protocol = connection
+        try:
+            async with asyncio.timeout(self.settings.handshake):
+                if broker.path is not None:
+                    from weir.adaptor.websocket import WebSocket
+
+                    protocol = websocket = WebSocket(connection, str(broker))
+                await loop.create_connection(
+                    lambda: protocol, broker.host, broker.port, ssl=context, server_hostname=name
+                )
+                if broker.path is not None:
+                    await websocket.opened
+        except (OSError, TimeoutError) as error:
+            if broker.path is not None:
+                websocket.abort()
+            raise broker.unreachable(error) from error
 
     async def _subscribe(self, connection: _Connection) -> dict[str, str]:
         """One SUBSCRIBE per filter, because an identifier belongs to the packet. Returns what the
@@ -126,8 +148,8 @@ class Session5(Session):
         refused = {}
         for each, code in zip(self._subscriptions, codes, strict=False):
             if code >= 0x80:
-                name = mqtt5.SubAckReasonCode(code).name
-                refused[each.filter] = f"{name} (0x{code:02X}); check the broker's ACL"
+                why = in_words(mqtt5.SubAckReasonCode(code))
+                refused[each.filter] = f"{why}; check the broker's ACL"
             elif code < each.qos:
                 refused[each.filter] = f"granted QoS {code} only, so messages can be lost"
         if not stale or codes[-1] < 0x80:
@@ -257,7 +279,10 @@ class _Connection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._fail(self._session._lost(f": {exc}" if exc else ""))
+        if isinstance(exc, ssl.SSLError):  # TLS 1.3 refuses a client only after its handshake
+            self._fail(self._broker.unreachable(exc))
+        else:
+            self._fail(self._session._lost(f": {exc}" if exc else ""))
 
     # --- packets ---
 
@@ -273,18 +298,19 @@ class _Connection(asyncio.Protocol):
             if answer is not None and not answer.done():
                 answer.set_result(max(each.value for each in packet.reason_codes))
         elif isinstance(packet, mqtt5.DisconnectPacket):
-            self._end(f"ended the session: {explain(packet)}")
+            self._end(f"ended the session: {explain(packet, self._broker)}")
         elif not isinstance(packet, mqtt5.PingRespPacket):
             self._end(f"sent an unexpected {type(packet).__name__}")
 
     async def handshake(self) -> None:
         settings, broker = self._settings, self._broker
+        username, password = broker.credentials()
         self.write(
             mqtt5.ConnectPacket(
                 settings.client_id,
-                username=broker.username,
-                password=None if broker.password is None else broker.password.encode(),
-                clean_start=False,
+                username=username,
+                password=None if password is None else password.encode(),
+                clean_start=self._session._clean,
                 keep_alive=settings.keep_alive,
                 session_expiry_interval=settings.expiry,
                 receive_max=settings.receive_maximum,
@@ -295,7 +321,16 @@ class _Connection(asyncio.Protocol):
         if connack.reason_code is mqtt5.ConnAckReasonCode.UNSUPPORTED_PROTOCOL_VERSION:
             raise WrongVersion(f"the broker {broker} does not speak MQTT 5; use 3.1.1 or auto")
         if connack.reason_code.value >= 0x80:
-            raise BrokerError(f"the broker {broker} refuses the session: {explain(connack)}")
+            raise BrokerError(
+                f"the broker {broker} refuses the session: {explain(connack, broker)}"
+            )
+        kept = connack.session_expiry_interval
+        if kept is not None and kept < settings.expiry:
+            log.warning(
+                "the broker %s keeps the session for %d s only, not the %d s asked for; "
+                "what is published while we are away for longer is lost",
+                *(broker, kept, settings.expiry),
+            )
         self.can_number_subscriptions = connack.subscription_id_available
         if connack.server_keep_alive is not None:
             self._keep_alive = float(connack.server_keep_alive)

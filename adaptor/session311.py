@@ -27,6 +27,16 @@ from weir.adaptor.broker import BrokerError, Session, Silence
 _QOS = (mqtt5.QoS.AT_MOST_ONCE, mqtt5.QoS.AT_LEAST_ONCE)
 
 
+_CREDENTIALS = "check the user and password {where}"
+_REFUSALS = {  # paho tells the five return codes of 3.1.1 by the reason codes of 5
+    0x84: ("unsupported protocol version (1)", "it does not speak MQTT 3.1.1; use 5 or auto"),
+    0x85: ("client id not valid (2)", "choose another client id prefix"),
+    0x88: ("server unavailable (3)", "it will be tried again"),
+    0x86: ("bad user name or password (4)", _CREDENTIALS),
+    0x87: ("not authorized (5)", f"{_CREDENTIALS}, and the broker's ACL"),
+}
+
+
 class Session311(Session):
     protocol = "3.1.1"
 
@@ -36,7 +46,9 @@ class Session311(Session):
     _ended: asyncio.Event | None = None
 
     async def _connect_and_serve(self) -> None:
-        client = self._new_client()
+        if self._clean and self.settings.expiry:
+            await self._end_old_session()
+        client = self._new_client(clean=self.settings.expiry == 0)
         self._ended = asyncio.Event()
         try:
             async with client:
@@ -44,26 +56,45 @@ class Session311(Session):
                 await self._until_the_end(client)
         except aiomqtt.MqttError as error:
             raise self._explain(error) from error
-        except OSError as error:
-            raise BrokerError(f"can't read the CA file {self.broker.ca}: {error}") from error
         finally:
             self._client = None
             _retrieve(client)
             self._ended.set()
 
-    def _new_client(self) -> aiomqtt.Client:
+    async def _end_old_session(self) -> None:
+        """3.1.1 knows no session that starts anew and then stays: it takes two connections."""
+        client = self._new_client(clean=True)
+        client._client.on_connect = client._on_connect
+        try:
+            async with client:
+                pass
+        except aiomqtt.MqttError as error:
+            raise self._explain(error) from error
+        finally:
+            _retrieve(client)
+        self._remembered.forget()
+
+    def _new_client(self, *, clean: bool) -> aiomqtt.Client:
         broker = self.broker
+        username, password = broker.credentials()
+        if password is not None and username is None:
+            raise BrokerError(
+                f"the broker {broker} gets a password without a user, which MQTT 3.1.1 forbids; "
+                "give the user as well"
+            )
         client = aiomqtt.Client(
             broker.host,
             broker.port,
-            username=broker.username,
-            password=broker.password,
+            username=username,
+            password=password,
             identifier=self.settings.client_id,
             protocol=aiomqtt.ProtocolVersion.V311,
-            clean_session=False,
+            clean_session=clean,
             keepalive=self.settings.keep_alive,
             timeout=self.settings.handshake,
             tls_context=broker.ssl_context(),
+            transport="tcp" if broker.path is None else "websockets",
+            websocket_path=broker.path,
         )
         client._client.manual_ack_set(True)
         client._client.on_message = self._on_message
@@ -87,18 +118,15 @@ class Session311(Session):
 
     def _explain(self, error: aiomqtt.MqttError) -> BrokerError:
         if isinstance(error, MqttConnectError):
-            return BrokerError(
-                f"the broker {self.broker} refuses the session: {error}; "
-                "check the user and password in the broker URL, and the client id prefix"
-            )
+            code = error.rc if isinstance(error.rc, int) else getattr(error.rc, "value", 0)
+            reason, advice = _REFUSALS.get(code, (str(error), "ask the broker's operator"))
+            return self.refusal(reason, advice.format(where=self.broker.credentials_are))
+        cause = error.__cause__ or error.__context__  # aiomqtt raises some from None
         if self._client is not None:
-            return self._lost(f": {error.__cause__ or error}")
-        if str(error) == "Operation timed out":
+            return self._lost(f": {cause or error}")
+        if isinstance(cause, TimeoutError) or str(error) == "Operation timed out":
             return Silence(f"the broker {self.broker} sends no CONNACK; is it an MQTT broker?")
-        return BrokerError(
-            f"can't reach the broker {self.broker}: {error}; "
-            "check the broker URL and that the broker runs"
-        )
+        return self.broker.unreachable(cause or error)
 
     async def _subscribe(self, client: aiomqtt.Client) -> dict[str, str]:
         filters = [each.filter for each in self._subscriptions]

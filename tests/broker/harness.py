@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import aiomqtt
+import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from weir.adaptor.broker import Broker
 from weir.adaptor.routes import parse
 from weir.adaptor.service import Adaptor, AdaptorConfig
 
@@ -52,17 +55,20 @@ class Mosquitto:
     """One broker process after another on the same port and the same persistent state."""
 
     def __init__(self, folder: Path, extra: str = "allow_anonymous true\n") -> None:
-        """`extra`: configuration lines, those of its listener first."""
+        """`extra`: configuration lines, those of its listener first; `OTHER` in them stands for a
+        second port."""
         self.port = free_port()
         self.url = f"mqtt://127.0.0.1:{self.port}"
+        self.other = free_port()
         self._folder = folder
         self._log = folder / "mosquitto.log"
         self._configuration = folder / "mosquitto.conf"
         self._process: asyncio.subprocess.Process | None = None
         user = "user root\n" if os.geteuid() == 0 else ""
+        listeners = f"listener {self.port} 127.0.0.1\n{extra.replace('OTHER', str(self.other))}"
         self._configuration.write_text(
-            f"listener {self.port} 127.0.0.1\n{extra}persistence true\n"
-            f"persistence_location {folder}/\nlog_type all\nmax_queued_messages 0\n{user}"
+            f"{listeners}persistence true\npersistence_location {folder}/\n"
+            f"log_type all\nmax_queued_messages 0\n{user}"
         )
 
     async def start(self) -> None:
@@ -157,6 +163,63 @@ async def publish(
     async with aiomqtt.Client("127.0.0.1", port, protocol=version) as client:
         for topic, payload in messages:
             await client.publish(topic, payload, qos, **more)
+
+
+# --- certificates ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Certificates:
+    """A CA, and what it has signed: for the broker (127.0.0.1 and `broker.test`), for a client."""
+
+    ca: Path
+    broker: Path
+    broker_key: Path
+    client: Path
+    client_key: Path
+
+    @property
+    def listener(self) -> str:
+        """Lines of a mosquitto listener that shows them."""
+        return f"certfile {self.broker}\nkeyfile {self.broker_key}\n"
+
+
+def openssl(*arguments: str) -> None:
+    binary = shutil.which("openssl")
+    if binary is None:
+        pytest.skip("openssl is not installed (apt-get install openssl)")
+    subprocess.run([binary, *arguments], check=True, capture_output=True)
+
+
+def certificates(folder: Path) -> Certificates:
+    """Made with openssl, good for a day."""
+    folder.mkdir(exist_ok=True)
+
+    def at(name: str) -> Path:
+        return folder / name
+
+    new = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    openssl(
+        *("req", "-x509", *new, "-days", "1", "-subj", "/CN=the CA of a test"),
+        *("-keyout", str(at("ca.key")), "-out", str(at("ca.pem"))),
+    )
+    for name, extra in (
+        ("broker", "subjectAltName=IP:127.0.0.1,DNS:broker.test"),
+        ("client", "extendedKeyUsage=clientAuth"),
+    ):
+        openssl(
+            *("req", *new, "-subj", f"/CN=a {name}", "-addext", extra),
+            *("-keyout", str(at(f"{name}.key")), "-out", str(at(f"{name}.csr"))),
+        )
+        at(f"{name}.ext").write_text(f"{extra}\n")
+        openssl(
+            *("x509", "-req", "-days", "1", "-in", str(at(f"{name}.csr")), "-CAcreateserial"),
+            *("-CA", str(at("ca.pem")), "-CAkey", str(at("ca.key"))),
+            *("-extfile", str(at(f"{name}.ext")), "-out", str(at(f"{name}.pem"))),
+        )
+    return Certificates(
+        *(at(each) for each in ("ca.pem", "broker.pem", "broker.key", "client.pem", "client.key"))
+    )
 
 
 # --- the sink -------------------------------------------------------------------------------------
@@ -293,7 +356,7 @@ class Running:
 
 @contextlib.asynccontextmanager
 async def adaptor(
-    broker: str, text: str, folder: Path, *, connected: bool = True, **more: Any
+    broker: str | Broker, text: str, folder: Path, *, connected: bool = True, **more: Any
 ) -> AsyncIterator[Running]:
     more.setdefault("stop_within", 5.0)
     config = AdaptorConfig(broker, parse(text), folder / "quarantine.db", **more)

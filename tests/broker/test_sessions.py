@@ -29,6 +29,7 @@ from tests.broker.harness import (
     routes,
     until,
 )
+from weir.adaptor.broker import Broker
 from weir.adaptor.delivery import BEST_EFFORT
 from weir.adaptor.service import client_id
 
@@ -402,7 +403,8 @@ async def test_mqtts_checks_the_brokers_certificate(
     url = broker.url.replace("mqtt://", "mqtts://")
     context = ssl.create_default_context(cafile=str(certificate))
     try:
-        async with adaptor(url, one_route(sink), tmp_path, protocol=version, broker_ca=certificate):
+        trusted = Broker.parse(url, certificate)
+        async with adaptor(trusted, one_route(sink), tmp_path, protocol=version):
             async with aiomqtt.Client("127.0.0.1", broker.port, tls_context=context) as client:
                 await client.publish("plant/1", b"x" * 3_000_000, 1)
             await until(lambda: sink.taken, "it arrives, large as it is")
