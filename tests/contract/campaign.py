@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import sys
 import threading
 from collections.abc import Sequence
@@ -61,7 +62,6 @@ class Campaign:
             scenario.name: concurrent.futures.Future() for scenario in scenarios
         }
         self._main: asyncio.Task[None] | None = None
-        self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="campaign", daemon=True)
         self._thread.start()
 
@@ -70,24 +70,13 @@ class Campaign:
 
     def stop(self) -> None:
         """Also when scenarios are still on their way."""
-        self._loop.call_soon_threadsafe(self._cancel)
+        if self._main is not None:
+            self._main.get_loop().call_soon_threadsafe(self._main.cancel)
         self._thread.join()
 
-    def _cancel(self) -> None:
-        if self._main is not None:
-            self._main.cancel()
-
     def _run(self) -> None:
-        try:
-            self._loop.run_until_complete(self._all())
-        except asyncio.CancelledError:
-            pass
-        finally:
-            left = asyncio.all_tasks(self._loop)
-            for task in left:
-                task.cancel()
-            self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
-            self._loop.close()
+        with contextlib.suppress(asyncio.CancelledError):
+            asyncio.run(self._all())
 
     async def _all(self) -> None:
         self._main = asyncio.current_task()

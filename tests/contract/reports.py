@@ -79,31 +79,39 @@ def parse_exposition(text: str) -> Exposition:
     return exposition
 
 
-def metric_facts(exposition: Exposition, prefix: str, usual: Mapping[str, str]) -> dict[str, str]:
-    """What two sidecars must agree on: names, types, labels, bucket bounds, and how many.
+def counts(exposition: Exposition, prefix: str, usual: Mapping[str, str]) -> dict[str, str]:
+    """How many, by what else than the `usual` labels, which are only mentioned if they differ."""
+    return {
+        f"9091 {name}{_unusual(labels, usual)}": f"{value:g}"
+        for (name, labels), value in exposition.samples.items()
+        if name.startswith(prefix) and "_latencies_" not in name
+    }
 
-    Sums of durations are nobody's to predict, and where a duration falls neither. `usual` labels
-    are only mentioned where they are missing or otherwise.
-    """
+
+def shapes(exposition: Exposition, prefix: str, usual: Mapping[str, str]) -> dict[str, str]:
+    """Types, label names, and of histograms the bounds, and that they counted as many."""
     facts: dict[str, str] = {}
     bounds: dict[str, list[str]] = {}
     for (name, labels), value in exposition.samples.items():
-        if not name.startswith(prefix) or name.endswith("_sum"):
+        if not name.startswith(prefix):
             continue
-        has = dict(labels)
-        bound = has.pop("le", "")
-        text = ",".join(
-            f"{key}={has.get(key, '?')}"
-            for key in sorted({*has, *usual})
-            if has.get(key) != usual.get(key)
-        )
+        facts[f"labels of {name}"] = " ".join(key for key, _ in labels)
         if name.endswith("_bucket"):
-            bounds.setdefault(f"{name.removesuffix('_bucket')}{{{text}}}", []).append(bound)
-        else:
-            facts[f"9091 {name}{{{text}}}"] = f"{value:g}"
+            bounds.setdefault(name, []).append(dict(labels)["le"])
+        elif not name.endswith("_sum"):
+            facts[f"{name}{_unusual(labels, usual)}"] = f"{value:g}"
     for name, several in bounds.items():
-        facts[f"9091 bounds of {name}"] = " ".join(several)
+        facts[f"bounds of {name}"] = " ".join(dict.fromkeys(several))
     for family, kind in exposition.types.items():
         if family.startswith(prefix):
-            facts[f"9091 type of {family}"] = kind
+            facts[f"type of {family}"] = kind
     return facts
+
+
+def _unusual(labels: tuple[tuple[str, str], ...], usual: Mapping[str, str]) -> str:
+    has = dict(labels)
+    names = sorted({*has, *usual})
+    text = ",".join(
+        f"{name}={has.get(name, '?')}" for name in names if has.get(name) != usual.get(name)
+    )
+    return f"{{{text}}}"

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from tests.contract.place import Place
-from tests.contract.reports import Stat, decode_stat, metric_facts, parse_exposition
+from tests.contract.reports import Stat, counts, decode_stat, parse_exposition
 from tests.contract.user import User
 from tests.relay.rig import PATIENCE, Client, Closed, Request, Response
 
@@ -361,22 +361,25 @@ class World:
                     self._windows[stat["process_uptime"]] = stat
             await asyncio.sleep(0.3)
 
-    async def _note_metrics(self) -> None:
-        if METRICS not in self.ports:
-            return
+    async def settled_metrics(self) -> dict[str, str]:
+        """How many of what, once it no longer changes: recording may lag behind."""
         last: dict[str, str] | None = None
-        for _ in range(50):  # recording and rendering need not be at the same time
-            try:
-                exposition = parse_exposition(await self.metrics())
-            except (Closed, OSError, ValueError) as error:
-                self.note("9091", f"no metrics: {error}")
-                return
-            now = metric_facts(exposition, "revision_", METRIC_LABELS)
+        for _ in range(50):
+            now = counts(parse_exposition(await self.metrics()), "revision_", METRIC_LABELS)
             if now == last:
                 break
             last = now
             await asyncio.sleep(0.1)
-        for fact, value in (last or {}).items():
+        return last or {}
+
+    async def _note_metrics(self) -> None:
+        if METRICS not in self.ports:
+            return
+        try:
+            settled = await self.settled_metrics()
+        except (Closed, OSError, ValueError) as error:
+            settled = {"9091": f"no metrics: {error}"}
+        for fact, value in settled.items():
             self.note(fact, value)
 
 

@@ -113,11 +113,7 @@ async def the_user_container_says_broken_chunks(world: World) -> None:
         )
 
     world.user.on("/", broken)
-    client = await world.client()
-    await client.send(get("/"))
-    with contextlib.suppress(Closed):
-        world.note("status", (await client.head()).split(b"\r\n")[0])
-    world.note("then", await client.rest())
+    await world.ask("answer", get("/"))
 
 
 @scenario("3.12")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+from tests.contract.reports import parse_exposition, shapes
 from tests.contract.scenario import scenario
-from tests.contract.user import HELLO
-from tests.contract.world import World
+from tests.contract.user import HELLO, ok
+from tests.contract.world import METRIC_LABELS, World
 from tests.relay.rig import Hold, get, request
 
 
@@ -24,10 +25,9 @@ async def the_twelfth_request_of_a_limit_of_one_is_refused(world: World) -> None
     await world.ask("refused", get("/more"))
     await world.ask("refused as well", request("POST", "/more", "Content-Length: 3") + b"abc")
     world.note("at the user container", len(world.user.requests))
-    for number, client in enumerate(clients):
-        hold.release()
-        response = await client.response()
-        world.note(f"answer {number}", response.status)
+    hold.release(11)
+    for number, client in enumerate(clients):  # they need not have been served in this order
+        world.note(f"answer {number}", (await client.response()).status)
 
 
 @scenario("3.6", CONTAINER_CONCURRENCY="3")
@@ -121,12 +121,13 @@ async def what_counts_and_what_does_not(world: World) -> None:
 
 @scenario("5.2")
 async def concurrency_is_a_mean_over_the_window(world: World) -> None:
-    """Three requests that last: two of them came by the activator."""
+    """Three requests that last: one of them came by the activator."""
     world.user.on("/hang", world.user.hang)
     clients = [await world.client() for _ in range(3)]
-    for client, fields in zip(clients, ([], ["K-Proxy-Request: activator"]) * 2, strict=False):
-        await client.send(get("/hang", *fields))
-    await world.user.received(3)
+    fields = ["K-Proxy-Request: activator"]
+    for number, client in enumerate(clients):
+        await client.send(get("/hang", *fields[: number % 2]))
+        await world.user.received(number + 1)
     (stat,) = await world.windows(1)
     world.note("pod", stat.pod_name)
     for name in sorted(stat.numbers):
@@ -171,6 +172,17 @@ async def the_metrics_port(world: World) -> None:
         response = await client.response()
         world.note(f"{name}: status", response.head.split(b"\r\n")[0])
         world.note(f"{name}: content-type", response.field("content-type"))
+
+
+@scenario("7.2", CONTAINER_CONCURRENCY="2")
+async def metrics_and_their_labels(world: World) -> None:
+    world.user.on("/none", ok(b"none", status="404 Not Found"))
+    for path in ("/", "/", "/none"):
+        await world.ask(f"answer {len(world.facts)}", get(path, "Knative-Serving-Tag: blue"))
+    await world.settled_metrics()
+    exposition = parse_exposition(await world.metrics())
+    for fact, value in shapes(exposition, "revision_", METRIC_LABELS).items():
+        world.note(fact, value)
 
 
 @scenario("7.2", SERVING_REQUEST_METRICS_BACKEND="")

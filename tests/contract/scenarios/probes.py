@@ -198,7 +198,6 @@ async def an_aggressive_probe_sees_the_user_container_come(world: World) -> None
     for number, client in enumerate(clients):
         world.told(f"answer {number}", await client.response())
     world.when("both", time.monotonic() - begun, 0.0)
-    world.note("connections of the user container", world.user.connections)
 
 
 @scenario("4.3", SERVING_READINESS_PROBE=once(http()))

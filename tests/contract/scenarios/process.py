@@ -84,7 +84,7 @@ for name, value in {"yes": "yes", "on": "on", "tRuE": "tRuE", "2": "2", "a_blank
     starts(f"a_boolean_may_not_be_{name}", refuses, ENABLE_HTTP_FULL_DUPLEX=value)
 starts("a_number_that_is_none", refuses, CONTAINER_CONCURRENCY="many")
 starts("a_number_that_is_empty", refuses, REVISION_TIMEOUT_SECONDS="")
-starts("an_optional_number_that_is_empty", serves, REVISION_IDLE_TIMEOUT_SECONDS="")
+starts("an_optional_number_that_is_empty", refuses, REVISION_IDLE_TIMEOUT_SECONDS="")
 starts("a_number_with_a_point", refuses, REVISION_TIMEOUT_SECONDS="1.5")
 starts("a_number_in_hexadecimal", serves, REVISION_TIMEOUT_SECONDS="0x10")
 starts("a_number_with_a_blank", refuses, REVISION_TIMEOUT_SECONDS=" 1")

@@ -46,14 +46,17 @@ async def bytes_go_both_ways_once_it_has_switched(world: World) -> None:
 async def bytes_right_behind_the_switch_are_not_lost(world: World) -> None:
     async def greets(peer: Peer, _: Request) -> None:
         await peer.send(SWITCHED + b"welcome")
-        world.note("heard", await peer.exactly(5))
+        world.note("heard", await peer.exactly(6))
         peer.close()
         raise Closed
 
     world.user.on("/", greets)
     client = await world.client()
-    await world.ask("upgrade", get("/", *UPGRADE) + b"early", client=client)
+    await world.ask("upgrade", get("/", *UPGRADE), client=client)
+    world.note("welcome", await client.exactly(7))
+    await client.send(b"thanks")
     world.note("rest", await client.rest())
+    client.close()
 
 
 @scenario("3.10")
@@ -67,6 +70,7 @@ async def the_user_container_ends_an_upgrade(world: World) -> None:
     client = await world.client()
     await world.ask("upgrade", get("/", *UPGRADE), client=client)
     world.note("rest", await client.rest())
+    client.close()  # or else it has not ended for the queue-proxy
 
 
 @scenario("3.10")
