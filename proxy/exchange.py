@@ -39,12 +39,18 @@ class Head(Protocol):
 class Client(Protocol):
     """Who sent a request: a connection, or a stream on one."""
 
-    peer: bytes
-    """IP address."""
-    peer_port: int
-    tls: bool
     exchange: Any
     """Whoever waits with it for the answer; told when it leaves."""
+
+    @property
+    def peer(self) -> bytes:
+        """IP address."""
+
+    @property
+    def peer_port(self) -> int: ...
+
+    @property
+    def tls(self) -> bool: ...
 
     def answer(self, head: Any, parts: list[bytes]) -> None:
         """A whole response of our own (`wire.answers`) to a request that goes no further."""

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from weir.proxy import contract
 from weir.proxy.contract import RevisionSettings
@@ -27,10 +27,14 @@ from weir.proxy.policy.meter import Meter, Report
 from weir.proxy.wire import answers
 from weir.proxy.wire.dial import Dial
 from weir.proxy.wire.head import RequestHead
-from weir.proxy.wire.server import Http2, ServerConnection
+from weir.proxy.wire.server import ServerConnection
 from weir.proxy.wire.upstream import Upstream
 from weir.proxy.wire.waiting import Waiting
 from weir.proxy.wire.watch import Watch
+
+if TYPE_CHECKING:
+    from weir.proxy.wire.h2.head import StreamHead
+    from weir.proxy.wire.h2.server import ClientConnection, ClientStream
 
 
 class Readiness(Protocol):
@@ -105,8 +109,7 @@ class Relay:
         """When the last request came that is no probe, of the relay's clock."""
         self._draining = False
         self._drained: asyncio.Future[None] | None = None
-        self._clients: set[ServerConnection] = set()
-        self._http2: Http2 | None = None
+        self._clients: set[ServerConnection | ClientConnection] = set()
         self._checks: set[asyncio.Task[None]] = set()
 
     # --- the request path --------------------------------------------------------------------
@@ -119,6 +122,31 @@ class Relay:
         exchange = Http1Exchange(self._user, client, head, piece, ended, self._timeouts, self._over)
         self._begin(exchange)
         exchange.request = head.for_user(client.peer, self._user.authority)  # 3.3, 3.5
+        self._admit(exchange)
+
+    def _speak_http2(self, transport: asyncio.Transport, data: bytes) -> None:
+        """A client began with HTTP/2's preface: a connection of many requests takes over."""
+        from weir.proxy.wire.h2.server import ClientConnection
+        from weir.proxy.wire.h2.user import UserLink
+
+        link = UserLink(self._user.reach)
+        client = ClientConnection(self._serve_stream, self._clients.discard, link)
+        link.serve(client)
+        self._clients.add(client)
+        transport.set_protocol(client)
+        client.start(transport, data)
+
+    def _serve_stream(self, client: ClientStream, head: StreamHead, ended: bool) -> None:
+        from weir.proxy.exchange2 import StreamExchange
+
+        if self._answered(client, head):
+            return
+        link = client.connection.link
+        exchange = StreamExchange(
+            link, client, head, ended, self._timeouts, self._clock, self._over
+        )
+        self._begin(exchange)
+        exchange.request = head.for_user(client.peer, self._user.authority)
         self._admit(exchange)
 
     def _answered(self, client: Client, head: Head) -> bool:
@@ -211,7 +239,7 @@ class Relay:
 
     # --- for whoever runs the relay ------------------------------------------------------------
     def protocol(self) -> asyncio.Protocol:
-        client = ServerConnection(self._serve, self._clients.discard, self._http2)
+        client = ServerConnection(self._serve, self._clients.discard, self._speak_http2)
         self._clients.add(client)
         return client
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from typing import Protocol
 
@@ -64,6 +65,10 @@ class Upstream:
         task.add_done_callback(self._dialled)
         return task
 
+    async def reach(self) -> socket.socket:
+        """A connected socket, for a protocol of the caller's. Raises DialError."""
+        return await connect_patiently(self._dial, self._host, self._port)
+
     def close_idle(self) -> None:
         self._pool.close()
 
@@ -78,7 +83,7 @@ class Upstream:
     async def _connect(self, caller: Caller) -> None:
         loop = asyncio.get_running_loop()
         try:
-            sock = await connect_patiently(self._dial, self._host, self._port)
+            sock = await self.reach()
             _, connection = await loop.create_connection(self._protocol, sock=sock)
         except OSError as error:
             caller.unreachable(str(error))
