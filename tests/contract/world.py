@@ -120,6 +120,7 @@ class World:
         self._ready = ready
         self._told = 0
         self._clients: list[Client] = []
+        self._tasks: list[asyncio.Task[None]] = []
         self._output = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115 - until stop
         self._process: subprocess.Popen[bytes] | None = None
         self._windows: dict[float, Stat] = {}
@@ -136,6 +137,8 @@ class World:
     async def __aexit__(self, *_: object) -> None:
         if self._sampler is not None:
             self._sampler.cancel()
+        for task in self._tasks:
+            task.cancel()
         for client in self._clients:
             client.reset()
         await self.user.stop()
@@ -255,6 +258,10 @@ class World:
             client.writer.write_eof()
         return re.sub(rb"(?<=\r\nDate: )[^\r]+", b"-", await client.rest())
 
+    def keep(self, task: asyncio.Task[None]) -> None:
+        """A task of a scenario, to be cancelled at its end."""
+        self._tasks.append(task)
+
     # --- facts -----------------------------------------------------------------------------------
     def note(self, fact: str, value: object) -> None:
         assert fact not in self.facts, f"noted twice: {fact}"
@@ -267,7 +274,7 @@ class World:
 
     def told(self, name: str, response: Response) -> None:
         self.note(f"{name}: status", response.head.split(b"\r\n", 1)[0].decode("latin-1"))
-        self._note_fields(name, response.fields)
+        self.fields(name, response.fields)
         self.note(f"{name}: body", _text(response.body))
         if response.trailers:
             self.note(f"{name}: trailers", _text(response.trailers))
@@ -277,12 +284,12 @@ class World:
         self._told += 1
         name = f"user {self._told}"
         self.note(f"{name}: line", request.line)
-        self._note_fields(name, request.fields)
+        self.fields(name, request.fields)
         self.note(f"{name}: body", _text(request.body))
         if request.trailers:
             self.note(f"{name}: trailers", _text(request.trailers))
 
-    def _note_fields(self, name: str, fields: list[tuple[str, str]]) -> None:
+    def fields(self, name: str, fields: list[tuple[str, str]]) -> None:
         """By lower-case name: order and spelling have a scenario of their own."""
         values: dict[str, list[str]] = {}
         for key, value in fields:
