@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from mqtt5 import PublishPacket
 
@@ -46,11 +47,13 @@ class Silence(BrokerError):
 @dataclass(frozen=True, slots=True)
 class Subscription:
     """`number` is the MQTT 5 subscription identifier: the same for the same filter for ever,
-    because messages queued in the broker carry the one of the day they were published."""
+    because messages queued in the broker carry the one of the day they were published.
+    `retained`: when the broker sends what it retains."""
 
     filter: str
     qos: int
     number: int
+    retained: Literal["new", "always", "never"] = "new"
 
 
 @dataclass(frozen=True, slots=True)

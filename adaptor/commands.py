@@ -1,4 +1,4 @@
-"""The commands `weir adaptor` and `weir quarantine list|replay|discard`.
+"""The commands `weir adaptor` and `weir quarantine list|replay|discard` (`weir routes`: tryout).
 
 Owns arguments, exit codes and what people read; what happens is elsewhere. Each command is a
 function that takes parsed arguments and returns an exit code.
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import uvloop
 
-from weir.adaptor import sinks
+from weir.adaptor import sinks, tryout
 from weir.adaptor.broker import Broker, BrokerError
 from weir.adaptor.events import http_headers
 from weir.adaptor.quarantine import Held, Quarantine, QuarantineError
@@ -65,6 +65,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     adaptor.add_argument("--status", type=Path, help="Unix socket that tells the state as JSON")
     adaptor.set_defaults(call=run_adaptor)
 
+    tryout.register(subparsers)
     quarantine = subparsers.add_parser(
         "quarantine", help="list, replay or discard the events that could not be delivered"
     )

@@ -11,7 +11,7 @@ from weir.proxy.policy.histogram import Histogram
 class RouteCounters:
     """Events, not messages: a message that two routes take counts in both.
 
-    received = delivered + quarantined + dropped + overflowed + pending, always.
+    received = delivered + quarantined + dropped + overflowed + expired + pending, always.
     """
 
     received: int = 0
@@ -22,13 +22,15 @@ class RouteCounters:
     """Given up by `onFailure: drop`."""
     overflowed: int = 0
     """QoS 0 events that a slow sink left no room for; the oldest go first."""
+    expired: int = 0
+    """Not delivered within the time that their publisher gave them (Message Expiry Interval)."""
     latency: Histogram = field(default_factory=Histogram)
     """Seconds from receipt to the sink's 2xx."""
 
     @property
     def pending(self) -> int:
-        gone = self.delivered + self.quarantined + self.dropped + self.overflowed
-        return self.received - gone
+        safe = self.delivered + self.quarantined
+        return self.received - safe - self.dropped - self.overflowed - self.expired
 
     def snapshot(self) -> dict[str, object]:
         latency = self.latency.snapshot()
@@ -40,6 +42,7 @@ class RouteCounters:
             "quarantined": self.quarantined,
             "dropped": self.dropped,
             "overflowed": self.overflowed,
+            "expired": self.expired,
             "p50": latency.quantile(0.5),
             "p99": latency.quantile(0.99),
         }

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ from mqtt5 import PublishPacket
 from weir.adaptor.broker import Ticket
 from weir.adaptor.counters import RouteCounters
 from weir.adaptor.events import Event, MalformedEvent, http_headers
+from weir.adaptor.gate import Gate
 from weir.adaptor.mapping import Mapper, minted_ids, publisher_id
 from weir.adaptor.quarantine import Held, QuarantineError
 from weir.adaptor.retry import LONGEST_PROBE, Verdict, judge, judge_silence, retry_after
@@ -57,12 +59,20 @@ class Keeper(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Flow:
-    """A route at work. `number`: its filter's subscription identifier."""
+    """A route at work. `number`: its filter's subscription identifier; `gate`: its concurrency and
+    rate, with those who wait for it in `line`."""
 
     route: Route
     mapper: Mapper
     number: int
     counters: RouteCounters = field(default_factory=RouteCounters)
+    gate: Gate | None = None
+    line: deque[Outgoing] = field(default_factory=deque)
+    opens: asyncio.TimerHandle | None = None
+
+    def __post_init__(self) -> None:
+        if self.route.concurrency is not None or self.route.rate is not None:
+            self.gate = Gate(self.route.concurrency, self.route.rate)
 
 
 @dataclass(slots=True, eq=False)
@@ -78,6 +88,7 @@ class Outgoing:
     arrived: float  # time.monotonic(): uvloop's own clock only knows milliseconds
     head: bytes
     body: bytes
+    expires: float | None = None  # by time.monotonic()
     mark: int = -1
     attempts: int = 0
 
@@ -109,12 +120,14 @@ class Pipeline:
         self.sink = sink
         self._request_line, self._caller, self._keeper = request_line, caller, keeper
         self._flows = TopicTable((flow.route.filter, flow) for flow in flows)
+        self._gated = tuple(flow for flow in flows if flow.gate is not None)
         self._limit = limit
         self._mint = minted_ids()
         self.settle: Callable[[Ticket], None] = lambda _: None
         self._waiting: deque[Outgoing] = deque()
         self._best_effort: deque[Outgoing] = deque()
-        self._best_effort_retrying = 0
+        self._best_effort_elsewhere = 0
+        """Of them, those who wait for their retry or for their route's gate."""
         self._in_flight = 0
         self._held = 0
         self._taken = 0
@@ -127,12 +140,20 @@ class Pipeline:
         """Why events that were given up can't be quarantined; they wait unacknowledged."""
         self.since = time.time()
         self.unrouted = 0
+        self.skip_retained = False
+        """3.1.1 can't ask for no retained messages, so those come and are let go here."""
 
     # --- in ---
 
     def receive(self, message: PublishPacket, ticket: Ticket | None) -> None:
         """A message of the session; it is settled through `settle` and nothing else."""
         flows = self._flows.matching(message.topic)
+        if self.skip_retained and message.retain and flows:
+            flows = tuple(flow for flow in flows if flow.route.retained != "never")
+            if not flows:
+                if ticket is not None:
+                    self.settle(ticket)
+                return
         if len(flows) != 1:
             flows = _subscribed(flows, message.subscription_ids)
             if not flows:
@@ -171,23 +192,48 @@ class Pipeline:
             *(flow, message, ticket, event_id, now, time.monotonic()),
             *(self._request_line + lines, body),
         )
+        lifetime = message.message_expiry_interval
+        if lifetime is not None:
+            outgoing.expires = outgoing.arrived + lifetime
         if malformed is not None:
             self._give_up(outgoing, malformed)
-        elif self._in_flight < self._limit and self.blocked is None:
+        elif self._in_flight < self._limit and self.blocked is None and flow.gate is None:
             self._start(outgoing)
+        elif flow.gate is not None:
+            self._wait(outgoing)
+            self._pump()
         else:
             self._wait(outgoing)
 
     def _wait(self, outgoing: Outgoing, *, first: bool = False) -> None:
+        flow = outgoing.flow
+        if flow.gate is not None:
+            self._wait_at_gate(outgoing, first=first)
+            return
         if outgoing.ticket is not None:
             self._waiting.appendleft(outgoing) if first else self._waiting.append(outgoing)
             return
-        if len(self._best_effort) + self._best_effort_retrying >= BEST_EFFORT:
+        if self._best_effort_is_full():
             oldest = outgoing if first or not self._best_effort else self._best_effort.popleft()
             self._overflowed(oldest)
             if oldest is outgoing:
                 return
         self._best_effort.appendleft(outgoing) if first else self._best_effort.append(outgoing)
+
+    def _wait_at_gate(self, outgoing: Outgoing, *, first: bool) -> None:
+        line = outgoing.flow.line
+        if outgoing.ticket is None:
+            if self._best_effort_is_full():
+                oldest = outgoing if first or not line else line.popleft()
+                self._overflowed(oldest)
+                if oldest is outgoing:
+                    return
+            else:
+                self._best_effort_elsewhere += 1
+        line.appendleft(outgoing) if first else line.append(outgoing)
+
+    def _best_effort_is_full(self) -> bool:
+        return len(self._best_effort) + self._best_effort_elsewhere >= BEST_EFFORT
 
     def _overflowed(self, outgoing: Outgoing) -> None:
         outgoing.flow.counters.overflowed += 1
@@ -195,17 +241,27 @@ class Pipeline:
 
     # --- out ---
 
-    def _start(self, outgoing: Outgoing) -> None:
+    def _start(self, outgoing: Outgoing) -> bool:
+        """Whether it is on its way now; not so if its time is over."""
+        if outgoing.expires is not None and time.monotonic() >= outgoing.expires:
+            self._expired(outgoing)
+            return False
         self._in_flight += 1
+        gate = outgoing.flow.gate
+        if gate is not None:
+            gate.enter(time.monotonic())
         if outgoing.mark < 0:
             outgoing.mark = self._taken
         answer = self._caller.request(
             outgoing.head, outgoing.body, outgoing.flow.route.delivery.timeout
         )
         answer.add_done_callback(partial(self._answered, outgoing))
+        return True
 
     def _answered(self, outgoing: Outgoing, answer: asyncio.Future[Response]) -> None:
         self._in_flight -= 1
+        if outgoing.flow.gate is not None:
+            outgoing.flow.gate.leave()
         if answer.cancelled():
             self._failed(outgoing, Failure(Verdict.UNAVAILABLE, "the request was given up"))
         elif (error := answer.exception()) is not None:
@@ -216,10 +272,17 @@ class Pipeline:
                 self._delivered(outgoing)
             else:
                 self._failed(outgoing, _refusal(response, time.time()))
-        if self._waiting or self._best_effort:
+        if self._waiting or self._best_effort or self._gated:
             self._pump()
 
+    def _expired(self, outgoing: Outgoing) -> None:
+        """Its publisher said that nobody wants it any more by now (MQTT 5, Message Expiry)."""
+        outgoing.flow.counters.expired += 1
+        self._gone(outgoing)
+
     def _pump(self) -> None:
+        for flow in self._gated:
+            self._pump_gated(flow)
         while self.blocked is None and self._in_flight < self._limit and not self._stopped:
             if self._waiting:
                 self._start(self._waiting.popleft())
@@ -227,6 +290,29 @@ class Pipeline:
                 self._start(self._best_effort.popleft())
             else:
                 return
+
+    def _pump_gated(self, flow: Flow) -> None:
+        gate = flow.gate
+        assert gate is not None
+        while flow.line and self.blocked is None and self._in_flight < self._limit:
+            wait = gate.wait(time.monotonic())
+            if self._stopped or wait == math.inf:
+                return
+            if wait > 0.0:
+                if flow.opens is None:
+                    flow.opens = self._loop.call_later(wait, self._gate_opens, flow)
+                return
+            self._start(self._from_line(flow))
+
+    def _gate_opens(self, flow: Flow) -> None:
+        flow.opens = None
+        self._pump()
+
+    def _from_line(self, flow: Flow) -> Outgoing:
+        outgoing = flow.line.popleft()
+        if outgoing.ticket is None:
+            self._best_effort_elsewhere -= 1
+        return outgoing
 
     def _delivered(self, outgoing: Outgoing) -> None:
         self._taken += 1
@@ -274,15 +360,15 @@ class Pipeline:
         outgoing.attempts += 1
         outgoing.flow.counters.retried += 1
         if outgoing.ticket is None:
-            if len(self._best_effort) + self._best_effort_retrying >= BEST_EFFORT:
+            if self._best_effort_is_full():
                 self._overflowed(outgoing)
                 return
-            self._best_effort_retrying += 1
+            self._best_effort_elsewhere += 1
         self._loop.call_later(wait, self._again, outgoing)
 
     def _again(self, outgoing: Outgoing) -> None:
         if outgoing.ticket is None:
-            self._best_effort_retrying -= 1
+            self._best_effort_elsewhere -= 1
         if self._stopped:
             return
         self._wait(outgoing, first=True)
@@ -365,14 +451,21 @@ class Pipeline:
 
     def _send_probe(self) -> None:
         self._probe = None
-        if self._stopped or self.blocked is None:
-            return
+        while not self._stopped and self.blocked is not None:
+            outgoing = self._next_to_probe()
+            if outgoing is None:  # the events are in their retry timers; look again soon
+                self._probe = self._loop.call_later(1.0, self._send_probe)
+                return
+            if self._start(outgoing):
+                return
+
+    def _next_to_probe(self) -> Outgoing | None:
         if self._waiting:
-            self._start(self._waiting.popleft())
-        elif self._best_effort:
-            self._start(self._best_effort.popleft())
-        else:  # the events are in their retry timers; look again soon
-            self._probe = self._loop.call_later(1.0, self._send_probe)
+            return self._waiting.popleft()
+        if self._best_effort:
+            return self._best_effort.popleft()
+        flow = next((flow for flow in self._gated if flow.line), None)
+        return None if flow is None else self._from_line(flow)
 
     def _unblock(self) -> None:
         log.warning("sink %s answers again", self.sink)
@@ -400,6 +493,9 @@ class Pipeline:
         self._stopped = True
         if self._probe is not None:
             self._probe.cancel()
+        for flow in self._gated:
+            if flow.opens is not None:
+                flow.opens.cancel()
 
     def snapshot(self) -> dict[str, object]:
         reason = self.blocked or self.unsafe
@@ -408,7 +504,9 @@ class Pipeline:
             "reason": reason,
             "since": self.since,
             "in_flight": self._in_flight,
-            "waiting": len(self._waiting) + len(self._best_effort),
+            "waiting": len(self._waiting)
+            + len(self._best_effort)
+            + sum(len(flow.line) for flow in self._gated),
             "unacknowledged": self._held,
             "unrouted": self.unrouted,
         }

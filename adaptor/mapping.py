@@ -33,6 +33,7 @@ from weir.adaptor.events import (
     is_timestamp,
 )
 from weir.adaptor.routes import Route
+from weir.adaptor.templates import Content, Template
 
 STRUCTURED = "application/cloudevents"
 TEXT = "text/plain;charset=utf-8"
@@ -102,6 +103,13 @@ class Mapper:
         self.route = route
         self._broker = broker
         self._clock = Clock()
+        templates = (route.type, route.source, route.subject, *route.extensions.values())
+        self._every_time = (
+            any(each.dynamic for each in templates)
+            or route.id is not None
+            or route.time is not None
+        )
+        """Whether no two events share their attributes, so that nothing can be kept."""
         self._rendered: dict[tuple[str, str | None, bool], bytes] = {}
 
     def encode(self, message: PublishPacket, event_id: str, received: float) -> tuple[bytes, bytes]:
@@ -112,7 +120,8 @@ class Mapper:
         content_type = message.content_type
         properties = message.user_properties
         if (
-            message.retain
+            self._every_time
+            or message.retain
             or message.duplicate
             or message.payload_format_indicator
             or message.message_expiry_interval is not None
@@ -129,7 +138,7 @@ class Mapper:
         return rendered + stamp.encode("ascii"), message.payload
 
     def _render(self, key: tuple[str, str | None, bool], message: PublishPacket) -> bytes:
-        attributes = self._fixed(message) | _arrival(message)
+        attributes = self._fixed(message, None) | _arrival(message)
         lines = b"".join(header(name, value) for name, value in attributes.items())
         lines += f"Content-Type: {self._content_type(message)}\r\n".encode("ascii")
         if len(lines) + len(message.content_type or "") <= LONGEST_REMEMBERED:
@@ -147,17 +156,19 @@ class Mapper:
         if published is None:
             return self.plain(message, event_id, received)
         attributes = dict(published.attributes)
-        for name, value in _arrival(message).items():
+        content = Content(message.user_properties, message.payload)
+        for name, value in (_arrival(message) | self._extensions(message, content)).items():
             attributes.setdefault(name, value)
         return Event(attributes, published.data, published.content_type)
 
     def plain(self, message: PublishPacket, event_id: str, received: float) -> Event:
         """The message by the route's rules, whatever it claims to be."""
         properties = dict(message.user_properties)
-        attributes = self._fixed(message) | _arrival(message)
-        attributes["id"] = event_id
+        content = Content(message.user_properties, message.payload)
+        attributes = self._fixed(message, content) | _arrival(message)
+        attributes["id"] = self._templated(self.route.id, message, content) or event_id
         now = self._clock.text(received)
-        given = properties.get("time")
+        given = self._templated(self.route.time, message, content) or properties.get("time")
         if given is not None and is_timestamp(given):
             attributes["time"] = given
             attributes["recordedtime"] = now
@@ -167,21 +178,37 @@ class Mapper:
             attributes["expirytime"] = self._clock.text(received + message.message_expiry_interval)
         for name in PASSED_ON & properties.keys():
             if properties[name]:
-                attributes[name] = properties[name]
+                attributes.setdefault(name, properties[name])
         return Event(attributes, message.payload, self._content_type(message))
 
-    def _fixed(self, message: PublishPacket) -> dict[str, str]:
-        route, topic = self.route, message.topic
+    def _fixed(self, message: PublishPacket, content: Content | None) -> dict[str, str]:
+        """What does not depend on the moment. `content` is None where the topic tells all."""
+        route, topic, broker = self.route, message.topic, self._broker
         attributes = {
             "specversion": "1.0",
             # a level may be empty, a type or source may not
-            "type": route.type.render(topic, self._broker) or "-",
-            "source": route.source.render(topic, self._broker, uri=True) or "-",
+            "type": route.type.render(topic, broker, content) or "-",
+            "source": route.source.render(topic, broker, content, uri=True) or "-",
         }
-        subject = route.subject.render(topic, self._broker)
+        subject = route.subject.render(topic, broker, content)
         if subject:
             attributes["subject"] = subject
-        return attributes
+        return attributes | self._extensions(message, content)
+
+    def _extensions(self, message: PublishPacket, content: Content | None) -> dict[str, str]:
+        """Those of the route; what a message has no value for is left out."""
+        if not self.route.extensions:
+            return {}
+        rendered = (
+            (name, template.render(message.topic, self._broker, content))
+            for name, template in self.route.extensions.items()
+        )
+        return {name: value for name, value in rendered if value}
+
+    def _templated(
+        self, template: Template | None, message: PublishPacket, content: Content
+    ) -> str | None:
+        return None if template is None else template.render(message.topic, self._broker, content)
 
     def _content_type(self, message: PublishPacket) -> str:
         declared = message.content_type

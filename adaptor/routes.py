@@ -1,15 +1,22 @@
-"""The routes file: YAML in, frozen values out, and an error that names file, route and field.
+"""The routes file: YAML in, frozen values out, and an error that names file, line, route and field.
 
+    version: 1                             # of this format; 1 unless told otherwise
     routes:
       - name: temperatures                 # default: the filter
         filter: plant/+/temperature        # wildcards and $share/GROUP/FILTER too
         sink: function                     # or http://host:port/path
         qos: 1                             # 0 or 1
+        retained: new                      # or always, or never
         type: io.example.temperature       # templates: see templates.py
         source: mqtt://plant/{level[1]}
         subject: "{topic}"
+        id: "{json[/readingId]}"
+        time: "{json[/at]}"
+        extensions: {unit: "{json[/unit]|celsius}"}
         datacontenttype: application/json  # of payloads that do not say
         delivery: {retry: 5, backoffPolicy: exponential, backoffDelay: PT0.2S, timeout: PT30S}
+        concurrency: 8                     # events of this route at a time
+        rate: 100                          # and per second
         onFailure: quarantine              # or block, or drop
 
 Unknown keys are errors: a misspelt `onFailure` must not lose an event. Knows nothing of brokers.
@@ -18,43 +25,61 @@ Unknown keys are errors: a misspelt `onFailure` must not lose an event. Knows no
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar, get_args
+from types import MappingProxyType
+from typing import Literal, cast, get_args
 from urllib.parse import urlsplit
 
-import yaml
-
-from weir.adaptor.events import is_media_type
+from weir.adaptor.document import Document, DocumentError, Place
+from weir.adaptor.events import REQUIRED, is_attribute_name, is_media_type
 from weir.adaptor.retry import Delivery, parse_duration
 from weir.adaptor.templates import Template
 from weir.adaptor.topics import TopicFilter
 
-T = TypeVar("T")
+VERSION = 1
+"""Of the format of the file."""
 
 OnFailure = Literal["quarantine", "block", "drop"]
+Retained = Literal["new", "always", "never"]
 FUNCTION = "function"
 """The sink that is no URL: the caller of the adaptor says where it is."""
 
+MOST_CONCURRENT = 64
+"""Requests at a time of one route; a sink has no more connections than that."""
+
+_DOCUMENT_KEYS = ("version", "routes")
 _ROUTE_KEYS = (
-    *("name", "filter", "sink", "qos", "type", "source", "subject", "datacontenttype"),
-    *("delivery", "onFailure"),
+    *("name", "filter", "sink", "qos", "retained", "type", "source", "subject", "id", "time"),
+    *("extensions", "datacontenttype", "delivery", "concurrency", "rate", "onFailure"),
 )
 _DELIVERY_KEYS = ("retry", "backoffPolicy", "backoffDelay", "timeout")
 _LATER = {
-    "deadLetter": "dead letter sinks are not supported yet",
     "deadLetterSink": "dead letter sinks are not supported yet",
     "ordered": "order per topic is not supported yet",
     "retryAfterMax": "Retry-After is obeyed up to five minutes and can't be set yet",
 }
+_OWN_FIELD = {
+    **{name: f"set it by the route's field `{name}`" for name in ("id", "source", "type", "time")},
+    **{name: f"set it by the route's field `{name}`" for name in ("subject", "datacontenttype")},
+    "specversion": "it is always 1.0",
+    "data": "it is no extension; the payload is the data",
+    "mqtttopic": "it says how the message came",
+    "mqttqos": "it says how the message came",
+    "mqttretain": "it says how the message came",
+    "mqttdup": "it says how the message came",
+}
+LONGEST_NAME = 20
+"""Characters of an extension's name, as the CloudEvents specification recommends."""
+
 DEFAULT_TYPE = "weir.mqtt.message"
 DEFAULT_SOURCE = "mqtt://{broker}"
 DEFAULT_SUBJECT = "{topic}"
 
 
 class RoutesError(ValueError):
-    """The routes can't be used; str() names the file, the route, the field and the way out."""
+    """The routes can't be used; str() names the file, the line, the field and the way out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +91,14 @@ class Route:
     source: Template
     subject: Template
     qos: int = 1
+    retained: Retained = "new"
+    id: Template | None = None
+    time: Template | None = None
+    extensions: Mapping[str, Template] = field(default_factory=lambda: MappingProxyType({}))
     datacontenttype: str | None = None
     delivery: Delivery = field(default_factory=Delivery)
+    concurrency: int | None = None
+    rate: float | None = None
     on_failure: OnFailure = "quarantine"
 
 
@@ -81,156 +112,171 @@ def load(path: Path) -> tuple[Route, ...]:
 
 
 def parse(text: str, file: str = "routes") -> tuple[Route, ...]:
-    """`file`: what errors call it. Raises RoutesError."""
+    """`file`: what errors call it. Raises RoutesError that has a line for everything wrong."""
     try:
-        document = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise RoutesError(f"{file}: not valid YAML: {error}") from error
-    if not isinstance(document, dict) or set(document) != {"routes"}:
-        raise RoutesError(f"{file}: must hold one key, `routes`, with a list of routes")
-    entries = document["routes"]
-    if not isinstance(entries, list) or not entries:
-        raise RoutesError(f"{file}: `routes` must be a list with at least one route")
-    routes = tuple(_route(file, number, entry) for number, entry in enumerate(entries, 1))
-    _check_names(file, routes)
+        document = Document.parse(text, file)
+        routes = _routes(document)
+        document.check()
+    except DocumentError as error:
+        raise RoutesError(str(error)) from error
     return routes
 
 
-def _check_names(file: str, routes: tuple[Route, ...]) -> None:
-    seen: set[str] = set()
-    for number, route in enumerate(routes, 1):
-        if route.name in seen:
-            raise RoutesError(
-                f"{file}: route {number}: the name `{route.name}` is taken; names default to the "
-                "filter and must differ, so give each route a `name`"
+def _routes(document: Document) -> tuple[Route, ...]:
+    value = document.value
+    if not isinstance(value, dict) or "routes" not in value:
+        document.wrong((), "the file must hold one key, `routes`, with a list of routes")
+        return ()
+    top = Place(document, (), "the file", value)
+    top.check_keys(_DOCUMENT_KEYS)
+    if value.get("version", VERSION) != VERSION:
+        top.wrong("version", f"{value['version']!r} is not known here; this Weir reads {VERSION}")
+    entries = value["routes"]
+    if not isinstance(entries, list) or not entries:
+        top.wrong("routes", "must be a list with at least one route")
+        return ()
+    found = [_route(document, index, entry) for index, entry in enumerate(entries)]
+    _check_names(document, entries)
+    _check_retained(document, found)
+    return tuple(route for route in found if route is not None)
+
+
+def _check_names(document: Document, entries: list[object]) -> None:
+    seen: set[object] = set()
+    for index, entry in enumerate(entries):
+        name = entry.get("name", entry.get("filter")) if isinstance(entry, dict) else None
+        if isinstance(name, str) and name in seen:
+            document.wrong(
+                ("routes", index, "name"),
+                f"route {index + 1}: the name `{name}` is taken; names default to the filter and "
+                "must differ, so give each route a `name`",
             )
-        seen.add(route.name)
+        if isinstance(name, str):
+            seen.add(name)
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, where YAML's own rule is silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key `{key}` stands twice", node.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where in which file we are, for errors."""
-
-    file: str
-    route: str
-    values: Mapping[str, object]
-    prefix: str = ""
-
-    def wrong(self, field: str, problem: object) -> NoReturn:
-        raise RoutesError(
-            f"{self.file}: route {self.route}: field `{self.prefix}{field}`: {problem}"
-        )
-
-    def check_keys(self, known: tuple[str, ...]) -> None:
-        for key in self.values:
-            if key in _LATER:
-                self.wrong(key, f"{_LATER[key]}; remove it")
-            if key not in known:
-                self.wrong(str(key), f"unknown; the known fields are {', '.join(known)}")
-
-    def text(self, field: str, default: str | None = None) -> str:
-        value = self.values.get(field, default)
-        if value is None:
-            self.wrong(field, "is missing; every route needs it")
-        if not isinstance(value, str) or not value:
-            self.wrong(field, f"must be a text, not {value!r}; quote it")
-        return value
-
-    def parsed(self, field: str, parse: Callable[[str], T], default: str | None = None) -> T:
-        text = self.text(field, default)
-        try:
-            return parse(text)
-        except ValueError as error:
-            self.wrong(field, error)
-
-    def integer(self, field: str, default: int, lowest: int, highest: int) -> int:
-        value = self.values.get(field, default)
-        if type(value) is not int or not lowest <= value <= highest:
-            self.wrong(field, f"must be a whole number from {lowest} to {highest}, not {value!r}")
-        return value
-
-    def one_of(self, field: str, choices: tuple[str, ...], default: str) -> str:
-        value = self.values.get(field, default)
-        if value not in choices:
-            self.wrong(field, f"`{value}` is none of {', '.join(choices)}")
-        return str(value)
+def _check_retained(document: Document, routes: list[Route | None]) -> None:
+    """One filter of one sink is one subscription, and so has one way with retained messages."""
+    seen: dict[tuple[str, str], str] = {}
+    for index, route in enumerate(routes):
+        if route is None:
+            continue
+        first = seen.setdefault((route.sink, route.filter.text), route.retained)
+        if first != route.retained:
+            document.wrong(
+                ("routes", index, "retained"),
+                f"route {index + 1} ({route.name}): field `retained`: another route with this "
+                f"filter and sink says `{first}`; they share a subscription, so say the same",
+            )
 
 
-def _route(file: str, number: int, entry: object) -> Route:
+def _route(document: Document, index: int, entry: object) -> Route | None:
+    path = ("routes", index)
     if not isinstance(entry, dict):
-        raise RoutesError(f"{file}: route {number}: must be a mapping with `filter` and `sink`")
+        document.wrong(path, f"route {index + 1}: must be a mapping with `filter` and `sink`")
+        return None
     name = entry.get("name", entry.get("filter"))
-    place = _Place(file, f"{number} ({name})" if name else str(number), entry)
-    place.check_keys(_ROUTE_KEYS)
+    place = Place(document, path, f"route {index + 1}" + (f" ({name})" if name else ""), entry)
+    _check_route_keys(place)
+    before = len(document.problems)
     topic_filter = place.parsed("filter", TopicFilter.parse)
+    levels = 1_000 if topic_filter is None else topic_filter.fewest_levels  # one complaint suffices
 
     def template(text: str) -> Template:
-        return Template.parse(text, fewest_levels=topic_filter.fewest_levels)
+        return Template.parse(text, fewest_levels=levels)
 
-    return Route(
-        name=place.text("name", topic_filter.text),
-        filter=topic_filter,
-        sink=place.parsed("sink", check_sink),
-        type=place.parsed("type", template, DEFAULT_TYPE),
-        source=place.parsed("source", template, DEFAULT_SOURCE),
-        subject=place.parsed("subject", template, DEFAULT_SUBJECT),
-        qos=_qos(place),
-        datacontenttype=_datacontenttype(place),
-        delivery=_delivery(place),
-        on_failure=_on_failure(place),
-    )
+    def needed(text: str) -> Template:
+        return Template.parse(text, fewest_levels=levels, always=True)
+
+    values = {
+        "name": place.text("name", str(entry.get("filter", "?"))),
+        "sink": place.parsed("sink", check_sink),
+        "type": place.parsed("type", needed, DEFAULT_TYPE),
+        "source": place.parsed("source", needed, DEFAULT_SOURCE),
+        "subject": place.parsed("subject", template, DEFAULT_SUBJECT),
+        "qos": _qos(place),
+        "retained": cast(Retained, place.one_of("retained", get_args(Retained), "new")),
+        "id": place.optional("id", template),
+        "time": place.optional("time", template),
+        "extensions": _extensions(place, levels),
+        "datacontenttype": place.optional("datacontenttype", _media_type),
+        "delivery": _delivery(place),
+        "concurrency": _concurrency(place),
+        "rate": place.number("rate", 0.001, 1_000_000.0),
+        "on_failure": _on_failure(place),
+    }
+    if topic_filter is None or len(document.problems) > before:
+        return None
+    return Route(filter=topic_filter, **values)  # type: ignore[arg-type]
 
 
-def _qos(place: _Place) -> int:
+def _check_route_keys(place: Place, known: tuple[str, ...] = _ROUTE_KEYS) -> None:
+    for key in place.values:
+        if key in _LATER:
+            place.wrong(key, f"{_LATER[key]}; remove it")
+    place.check_keys((*known, *(key for key in _LATER if key in place.values)))
+
+
+def _qos(place: Place) -> int:
     if place.values.get("qos") == 2:
         place.wrong("qos", "2 is not offered: delivery over HTTP is at least once; use 1")
+        return 1
     return place.integer("qos", 1, 0, 1)
 
 
-def _datacontenttype(place: _Place) -> str | None:
-    if "datacontenttype" not in place.values:
+def _concurrency(place: Place) -> int | None:
+    if "concurrency" not in place.values:
         return None
-    value = place.text("datacontenttype")
+    return place.integer("concurrency", 1, 1, MOST_CONCURRENT)
+
+
+def _media_type(value: str) -> str:
     if not is_media_type(value):
-        place.wrong("datacontenttype", f"`{value}` is not a media type like application/json")
+        raise ValueError(f"`{value}` is not a media type like application/json")
     return value
 
 
-def _on_failure(place: _Place) -> OnFailure:
+def _extensions(place: Place, levels: int) -> Mapping[str, Template]:
+    inner = place.inner("extensions", "extension names to templates")
+    if inner is None:
+        return {}
+    found = {}
+    for name in inner.values:
+        if not isinstance(name, str) or not is_attribute_name(name) or len(name) > LONGEST_NAME:
+            inner.wrong(
+                str(name),
+                f"is no name of an extension; use up to {LONGEST_NAME} lower-case letters, digits",
+            )
+        elif name in _OWN_FIELD or name in REQUIRED:
+            inner.wrong(name, f"is not yours to set here: {_OWN_FIELD[name]}")
+        else:
+            template = inner.parsed(name, lambda text: Template.parse(text, fewest_levels=levels))
+            if template is not None:
+                found[name] = template
+    return MappingProxyType(found)
+
+
+def _on_failure(place: Place) -> OnFailure:
     if place.values.get("onFailure") == "deadLetter":
         place.wrong("onFailure", "dead letter sinks are not supported yet; use quarantine")
-    choice = place.one_of("onFailure", get_args(OnFailure), "quarantine")
-    return "block" if choice == "block" else "drop" if choice == "drop" else "quarantine"
+        return "quarantine"
+    return cast(OnFailure, place.one_of("onFailure", get_args(OnFailure), "quarantine"))
 
 
-def _delivery(place: _Place) -> Delivery:
-    values = place.values.get("delivery", {})
-    if not isinstance(values, dict):
-        place.wrong("delivery", f"must be a mapping of {', '.join(_DELIVERY_KEYS)}")
-    inner = _Place(place.file, place.route, values, "delivery.")
-    inner.check_keys(_DELIVERY_KEYS)
+def _delivery(place: Place) -> Delivery:
+    inner = place.inner("delivery", ", ".join(_DELIVERY_KEYS))
+    if inner is None:
+        return Delivery()
+    _check_route_keys(inner, _DELIVERY_KEYS)
     policy = inner.one_of("backoffPolicy", ("linear", "exponential"), "exponential")
     timeout = inner.parsed("timeout", parse_duration, "PT30S")
-    if timeout <= 0:
+    if timeout is not None and timeout <= 0:
         inner.wrong("timeout", "must be longer than nothing, for example PT30S")
     return Delivery(
         retry=inner.integer("retry", Delivery().retry, 0, 1_000_000),
         policy="linear" if policy == "linear" else "exponential",
-        delay=inner.parsed("backoffDelay", parse_duration, "PT0.2S"),
-        timeout=timeout,
+        delay=inner.parsed("backoffDelay", parse_duration, "PT0.2S") or 0.0,
+        timeout=timeout or Delivery().timeout,
     )
 
 

@@ -107,6 +107,7 @@ class Lane:
         for flow in self.flows:
             text = flow.route.filter.text
             qos[text] = max(flow.route.qos, qos.get(text, 0))
+        retained = {flow.route.filter.text: flow.route.retained for flow in self.flows}
         numbers = {flow.route.filter.text: flow.number for flow in self.flows}
         session = kind(
             self._broker,
@@ -117,13 +118,14 @@ class Lane:
                 self._config.session_expiry,
                 clean_start=self._config.clean_start,
             ),
-            [Subscription(text, qos[text], numbers[text]) for text in qos],
+            [Subscription(text, qos[text], numbers[text], retained[text]) for text in qos],
             self.pipeline.receive,
             self._config.state,
         )
         self.pipeline.settle = session.settle
         for flow in self.flows:
             flow.mapper.sniff = kind is Session311
+        self.pipeline.skip_retained = kind is Session311 and "never" in retained.values()
         return session
 
     async def run(self) -> None:

@@ -32,6 +32,12 @@ LARGEST_PACKET = 16 << 20
 _V3_CONNACK = b"\x20\x02"
 _QOS = (mqtt5.QoS.AT_MOST_ONCE, mqtt5.QoS.AT_LEAST_ONCE)
 
+_RETAINED = {
+    "new": mqtt5.RetainHandling.SEND_IF_SUBSCRIPTION_NOT_EXISTS,
+    "always": mqtt5.RetainHandling.SEND_ALWAYS,
+    "never": mqtt5.RetainHandling.SEND_NEVER,
+}
+
 _CREDENTIALS = "check the user and password {where}"
 _ADVICE = {
     "CLIENT_ID_NOT_VALID": "choose another client id prefix",
@@ -134,9 +140,7 @@ class Session5(Session):
             wanted = mqtt5.TopicFilter(
                 each.filter,
                 max_qos=_QOS[each.qos],
-                retain_handling=mqtt5.RetainHandling.SEND_IF_SUBSCRIPTION_NOT_EXISTS
-                if not each.filter.startswith("$share/")
-                else mqtt5.RetainHandling.SEND_ALWAYS,
+                retain_handling=_RETAINED[each.retained],
             )
             number = each.number if numbered else None
             packet = mqtt5.SubscribePacket(packet_id, [wanted], subscription_id=number)

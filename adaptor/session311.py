@@ -22,7 +22,7 @@ import mqtt5
 import paho.mqtt.client as paho
 from aiomqtt.exceptions import MqttConnectError
 
-from weir.adaptor.broker import BrokerError, Session, Silence
+from weir.adaptor.broker import BrokerError, Session, Silence, Subscription
 
 _QOS = (mqtt5.QoS.AT_MOST_ONCE, mqtt5.QoS.AT_LEAST_ONCE)
 
@@ -43,6 +43,7 @@ class Session311(Session):
     _client: paho.Client | None = None
     _reading = True
     _paused = False
+    _resumed = False
     _ended: asyncio.Event | None = None
 
     async def _connect_and_serve(self) -> None:
@@ -108,6 +109,7 @@ class Session311(Session):
             client: paho.Client, userdata: Any, flags: paho.ConnectFlags, *more: Any
         ) -> None:
             self._client, self._paused = client, False  # messages may follow before we get a turn
+            self._resumed = flags.session_present
             if not flags.session_present:
                 self._line.session_lost()
                 self._remembered.forget()
@@ -132,16 +134,25 @@ class Session311(Session):
         filters = [each.filter for each in self._subscriptions]
         stale = self._remembered.stale(filters)
         self._remembered.wanting(filters)
-        refused = await self._ask_for_all(client) if filters else {}
+        wanted = [each for each in self._subscriptions if self._to_be_asked(each)]
+        refused = await self._ask_for(client, wanted) if wanted else {}
         if stale:  # after the new ones, so that nothing is missed that both of them match
             await client.unsubscribe(stale)
         self._remembered.holding(filters)
         return refused
 
-    async def _ask_for_all(self, client: aiomqtt.Client) -> dict[str, str]:
-        codes = await client.subscribe([(each.filter, each.qos) for each in self._subscriptions])
+    def _to_be_asked(self, each: Subscription) -> bool:
+        """In 3.1.1 every SUBSCRIBE brings the retained messages again, so after a mere reconnect
+        there is none: the session has kept what was granted before."""
+        had = self.ever_connected and self._resumed and each.filter not in self.refused
+        return not had or each.retained == "always"
+
+    async def _ask_for(
+        self, client: aiomqtt.Client, wanted: Sequence[Subscription]
+    ) -> dict[str, str]:
+        codes = await client.subscribe([(each.filter, each.qos) for each in wanted])
         refused = {}
-        for each, code in zip(self._subscriptions, codes, strict=True):
+        for each, code in zip(wanted, codes, strict=True):
             value = code if isinstance(code, int) else int(getattr(code, "value", 0x80))
             if value >= 0x80:
                 refused[each.filter] = "refused; check the broker's ACL"

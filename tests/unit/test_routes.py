@@ -86,6 +86,27 @@ def one(fields: str) -> str:
         ("routes: [5]", ["route 1", "mapping"]),
         ("routes: []", ["at least one route"]),
         ("routes: {}", ["at least one route"]),
+        (one("onfailure: drop"), ["did you mean `onFailure`?"]),
+        (one("id: '{level[2]}'"), ["field `id`", "guarantees 2 levels"]),
+        (one("type: '{json[/a]}'"), ["field `type`", "{json[/a]|unknown}"]),
+        (one("source: '{user[a]}'"), ["field `source`", "may be missing"]),
+        (one("extensions: 5"), ["field `extensions`", "mapping"]),
+        (one("extensions: {Unit: x}"), ["field `extensions.Unit`", "lower-case"]),
+        (one("extensions: {id: x}"), ["field `extensions.id`", "field `id`"]),
+        (one("extensions: {mqttqos: x}"), ["field `extensions.mqttqos`", "how the message came"]),
+        (one("extensions: {unit: 5}"), ["field `extensions.unit`", "text"]),
+        (one("extensions: {unit: '{json[/~]}'}"), ["field `extensions.unit`", "~0"]),
+        (one("retained: maybe"), ["field `retained`", "new, always, never"]),
+        (one("concurrency: 0"), ["field `concurrency`", "from 1 to 64"]),
+        (one("rate: 0"), ["field `rate`", "number"]),
+        (one("rate: true"), ["field `rate`", "number"]),
+        (
+            "routes: [{name: x, filter: a, sink: function}, "
+            "{name: y, filter: a, sink: function, retained: never}]",
+            ["route 2 (y)", "field `retained`", "says `new`", "say the same"],
+        ),
+        ("version: 2\nroutes: [{filter: a, sink: function}]", ["field `version`", "reads 1"]),
+        ("routes: [{filter: a, sink: function}]\nroute: 5", ["field `route`", "`routes`?"]),
         ("route: []", ["one key, `routes`"]),
         ("", ["one key, `routes`"]),
         ("a: [", ["not valid YAML"]),
@@ -108,3 +129,53 @@ def test_a_file_is_loaded(tmp_path: Path) -> None:
     path = tmp_path / "routes.yaml"
     path.write_text(FULL)
     assert len(load(path)) == 2
+
+
+def test_everything_that_is_wrong_is_said_at_once_each_with_its_line() -> None:
+    text = """
+version: 1
+routes:
+  - filter: a/b#
+    sink: function
+  - name: second
+    filter: a/+
+    sink: function
+    delivery:
+      retry: many
+      timeout: 5
+    extensions:
+      unit: ok
+      Unit: x
+  - filter: fine
+    sink: function
+"""
+    with pytest.raises(RoutesError) as caught:
+        parse(text, "f.yaml")
+    said = str(caught.value).splitlines()
+    places = [line.partition(": ")[0] for line in said]
+    assert places == ["f.yaml:4", "f.yaml:10", "f.yaml:11", "f.yaml:14"]
+
+
+def test_json_is_read_as_well() -> None:
+    (route,) = parse('{"version": 1, "routes": [{"filter": "a/#", "sink": "function"}]}')
+    assert route.filter.text == "a/#"
+
+
+@pytest.mark.parametrize("text", ["a: &x {b: *x}", "[" * 2000, "? [a]\n: 1", "\0", "1: 2", "- - -"])
+def test_strange_documents_are_refused_in_words(text: str) -> None:
+    with pytest.raises(RoutesError, match=r"^f\.yaml:"):
+        parse(text, "f.yaml")
+
+
+def test_new_fields_and_their_defaults() -> None:
+    text = (
+        "version: 1\nroutes: [{filter: a/+, sink: function, id: '{json[/n]}', time: '{user[at]}', "
+        "extensions: {unit: '{json[/u]|K}'}, retained: never, concurrency: 2, rate: 0.5}, "
+        "{filter: b, sink: function}]"
+    )
+    full, plain = parse(text)
+    assert full.id is not None and full.time is not None
+    assert full.extensions["unit"].text == "{json[/u]|K}"
+    assert (full.retained, full.concurrency, full.rate) == ("never", 2, 0.5)
+    assert (plain.retained, plain.concurrency, plain.rate, plain.id) == ("new", None, None, None)
+    assert not plain.extensions
