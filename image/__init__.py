@@ -1,0 +1,1 @@
+"""Weir's container image, assembled from this machine without a Docker daemon (docs/cluster.md)."""
