@@ -25,7 +25,8 @@ want linux-libc-dev /usr/include/linux/bpf.h
 want bpftool bpftool /usr/sbin/bpftool; want iproute2 ip /usr/sbin/ip
 want mosquitto mosquitto /usr/sbin/mosquitto
 want openssl openssl; want curl curl # what the tests of TLS make certificates with, and a client of it
-[ "${3:-}" = bench ] && { want wrk wrk; want nginx-light nginx /usr/sbin/nginx; }
+[ "${3:-}" = bench ] && {
+	want wrk wrk; want nginx-light nginx /usr/sbin/nginx; want nghttp2-client h2load; }
 "$python" -c 'import venv, ensurepip' 2>/dev/null || need="$need python3-venv"
 
 if [ -n "$need" ]; then

@@ -6,7 +6,7 @@ import json
 import platform
 import sys
 
-NAMES = ("direct", "relay", "adaptor")
+NAMES = ("direct", "relay", "start", "adaptor")
 
 
 def main() -> int:
@@ -39,11 +39,28 @@ def main() -> int:
 
 
 def _print(found: dict[str, float] | str) -> None:
+    """Names of the form `row | column` make tables, with a head wherever the columns change."""
     if isinstance(found, str):
         print(f"  not measured: {found}")
         return
+    rows: dict[str, dict[str, float]] = {}
     for name, value in found.items():
-        print(f"  {name:<48} {value:>12,.2f}")
+        row, bar, column = name.partition(" | ")
+        if bar:
+            rows.setdefault(row, {})[column] = value
+        else:
+            print(f"  {name:<48} {value:>12,.2f}")
+    columns: list[str] = []
+    for row, values in rows.items():
+        if list(values) != columns:
+            columns = list(values)
+            print("  ".join([f"\n  {'':<28}", *columns]))
+        cells = (f"{_short(value):>{len(column)}}" for column, value in values.items())
+        print("  ".join([f"  {row:<28}", *cells]))
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
-"""What every benchmark needs: wrk, nginx and the CPU accounting of a whole machine."""
+"""What every benchmark needs: wrk, h2load, nginx and the CPU accounting of a whole machine."""
 
 import os
 import re
 import shutil
+import statistics
 import subprocess
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +19,13 @@ class Missing(Exception):
 
 @dataclass(frozen=True)
 class Load:
-    """One run of wrk. `machine_us`: CPU microseconds of the whole machine per request."""
+    """One run. `machine_us`: CPU microseconds of the whole machine per request."""
 
     requests_per_second: float
     p50_us: float
     requests: int
     machine_us: float
+    p99_us: float
 
 
 def tool(name: str) -> str:
@@ -32,8 +36,19 @@ def tool(name: str) -> str:
     return path
 
 
-def wrk(url: str, connections: int, seconds: float, script: Path | None = None) -> Load:
-    """Drive `url` over keep-alive connections. Raises RuntimeError if a request failed.
+def has(name: str) -> bool:
+    return shutil.which(name, path=PATH) is not None
+
+
+def wrk(
+    url: str,
+    connections: int,
+    seconds: float,
+    script: Path | None = None,
+    fields: Sequence[str] = (),
+) -> Load:
+    """Drive `url`, over keep-alive connections unless `fields` (of the request's header) close
+    them. Raises RuntimeError if a request failed.
 
     `script` is a Lua file that says what is sent, if not a plain GET.
     """
@@ -42,6 +57,7 @@ def wrk(url: str, connections: int, seconds: float, script: Path | None = None) 
         [
             *(tool("wrk"), "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "--latency"),
             *(["-s", str(script)] if script is not None else []),
+            *_headers(fields),
             url,
         ],
         capture_output=True,
@@ -52,13 +68,65 @@ def wrk(url: str, connections: int, seconds: float, script: Path | None = None) 
     if "Socket errors" in out or "Non-2xx" in out:
         raise RuntimeError(f"wrk {url}: {out}")
     requests = int(_find(r"(\d+) requests in", out))
-    value, unit = re.search(r"50%\s+([\d.]+)(us|ms|s)", out).groups()  # type: ignore[union-attr]
     return Load(
         requests_per_second=float(_find(r"Requests/sec:\s+([\d.]+)", out)),
-        p50_us=float(value) * {"us": 1, "ms": 1e3, "s": 1e6}[unit],
+        p50_us=_latency("50", out),
         requests=requests,
         machine_us=used * 1e6 / requests,
+        p99_us=_latency("99", out),
     )
+
+
+def h2load(
+    url: str,
+    connections: int,
+    streams: int,
+    seconds: float,
+    body: bytes = b"",
+    fields: Sequence[str] = (),
+) -> Load:
+    """Drive `url` over HTTP/2 in the clear, so many streams at once on each connection.
+
+    Raises RuntimeError if a request failed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        log, data = Path(folder, "log"), Path(folder, "body")
+        data.write_bytes(body)
+        before = machine_seconds()
+        out = subprocess.run(
+            [
+                *(tool("h2load"), "-t1", f"-c{connections}", f"-m{streams}", f"-D{seconds:.0f}"),
+                *(f"--log-file={log}", *([f"-d{data}"] if body else []), *_headers(fields), url),
+            ],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        used = machine_seconds() - before
+        took = [int(line.rsplit("\t", 1)[1]) for line in log.read_text().splitlines()]
+    done, failed, errored = re.search(  # type: ignore[union-attr]
+        r"(\d+) succeeded, (\d+) failed, (\d+) errored", out
+    ).groups()
+    if int(failed) or int(errored) or not int(done):
+        raise RuntimeError(f"h2load {url}: {out}")
+    cuts = statistics.quantiles(took, n=100)
+    return Load(
+        requests_per_second=float(_find(r"([\d.]+) req/s", out)),
+        p50_us=cuts[49],
+        requests=int(done),
+        machine_us=used * 1e6 / int(done),
+        p99_us=cuts[98],
+    )
+
+
+def _headers(fields: Sequence[str]) -> list[str]:
+    return [word for field in fields for word in ("-H", field)]
+
+
+def _latency(percent: str, out: str) -> float:
+    """Microseconds."""
+    value, unit = re.search(percent + r"%\s+([\d.]+)(us|ms|s)", out).groups()  # type: ignore[union-attr]
+    return float(value) * {"us": 1, "ms": 1e3, "s": 1e6}[unit]
 
 
 def machine_seconds() -> float:
@@ -83,5 +151,5 @@ def nginx_configuration(directory: Path, port: int) -> Path:
 def _find(pattern: str, text: str) -> str:
     match = re.search(pattern, text)
     if match is None:
-        raise RuntimeError(f"wrk said nothing like {pattern!r}: {text}")
+        raise RuntimeError(f"nothing was said like {pattern!r}: {text}")
     return match.group(1)
