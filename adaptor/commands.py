@@ -22,11 +22,11 @@ import uvloop
 from weir.adaptor import sinks, tryout
 from weir.adaptor.broker import Broker, BrokerError
 from weir.adaptor.events import http_headers
+from weir.adaptor.knative import Environment
 from weir.adaptor.quarantine import Held, Quarantine, QuarantineError
 from weir.adaptor.retry import Delivery, Verdict, judge, parse_duration
-from weir.adaptor.routes import load
+from weir.adaptor.routes import Access, load
 from weir.adaptor.service import AdaptorConfig, serve
-from weir.proxy.direct import FunctionClient
 from weir.proxy.wire.client import TransportError
 
 
@@ -78,6 +78,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     listing, replaying, discarding = (actions.choices[name] for name in _ACTIONS)
     listing.add_argument("--json", action="store_true", help="one JSON object per line")
     replaying.add_argument("--function-url", help="where the sink `function` is")
+    replaying.add_argument("--sink-ca", type=Path, metavar="FILE", help="CA of https sinks (PEM)")
+    replaying.add_argument("--sink-token-file", type=Path, metavar="FILE", help="for https sinks")
     discarding.add_argument("--all", action="store_true", help="needed to discard without numbers")
 
 
@@ -136,9 +138,11 @@ def _window(text: str) -> int:
 
 def run_adaptor(args: argparse.Namespace) -> int:
     try:
+        knative = Environment.read()
         config = AdaptorConfig(
             broker=_broker(args),
-            routes=load(args.routes),
+            routes=load(args.routes, knative.sink),
+            knative=knative,
             quarantine=args.quarantine,
             client_id=args.client_id,
             protocol=args.mqtt_version,
@@ -239,7 +243,14 @@ def discard_quarantine(args: argparse.Namespace) -> int:
 def replay_quarantine(args: argparse.Namespace) -> int:
     try:
         quarantine = _open(args.quarantine)
-        delivered, left = uvloop.run(replay(quarantine, args.numbers, args.function_url))
+        delivered, left = uvloop.run(
+            replay(
+                quarantine,
+                args.numbers,
+                args.function_url,
+                Access(args.sink_ca, args.sink_token_file),
+            )
+        )
     except (QuarantineError, ValueError) as error:
         return _complain("quarantine", error)
     print(f"delivered {delivered}, left in quarantine {left}")
@@ -247,18 +258,21 @@ def replay_quarantine(args: argparse.Namespace) -> int:
 
 
 async def replay(
-    quarantine: Quarantine, numbers: Sequence[int] = (), function_url: str | None = None
+    quarantine: Quarantine,
+    numbers: Sequence[int] = (),
+    function_url: str | None = None,
+    access: Access | None = None,
 ) -> tuple[int, int]:
     """Events delivered and events that stay. One at a time, in order; each leaves the quarantine
     only after the sink's 2xx. A sink that is down is not asked again."""
-    clients: dict[str, tuple[sinks.Target, FunctionClient]] = {}
+    clients: dict[str, tuple[sinks.Target, sinks.SinkClient]] = {}
     down: set[str] = set()
     delivered = left = 0
     try:
         for held in quarantine.events(numbers):
             if held.sink not in clients:
                 target = sinks.Target.parse(sinks.resolve(held.sink, function_url))
-                clients[held.sink] = target, sinks.client(held.sink, target, 1)
+                clients[held.sink] = target, _client(held.sink, target, access)
             trouble = None if held.sink not in down else "its sink is down"
             if trouble is None:
                 verdict, trouble = await _send(held, *clients[held.sink])
@@ -276,8 +290,14 @@ async def replay(
     return delivered, left
 
 
+def _client(sink: str, target: sinks.Target, access: Access | None) -> sinks.SinkClient:
+    allowed = access if access is not None and target.tls else Access()
+    certs = Environment.read().ca_certs
+    return sinks.SinkClient(sink, target, allowed, 1, ca_certs=certs)
+
+
 async def _send(
-    held: Held, target: sinks.Target, client: FunctionClient
+    held: Held, target: sinks.Target, client: sinks.SinkClient
 ) -> tuple[Verdict, str | None]:
     """The verdict, and why the event was not delivered."""
     head = target.request_line + http_headers(held.event)

@@ -11,12 +11,14 @@ from weir.proxy.policy.histogram import Histogram
 class RouteCounters:
     """Events, not messages: a message that two routes take counts in both.
 
-    received = delivered + quarantined + dropped + overflowed + expired + pending, always.
+    received = delivered + dead_lettered + quarantined + dropped + overflowed + expired + pending,
+    always.
     """
 
     received: int = 0
     delivered: int = 0
     retried: int = 0
+    dead_lettered: int = 0
     quarantined: int = 0
     dropped: int = 0
     """Given up by `onFailure: drop`."""
@@ -29,7 +31,7 @@ class RouteCounters:
 
     @property
     def pending(self) -> int:
-        safe = self.delivered + self.quarantined
+        safe = self.delivered + self.dead_lettered + self.quarantined
         return self.received - safe - self.dropped - self.overflowed - self.expired
 
     def snapshot(self) -> dict[str, object]:
@@ -39,6 +41,7 @@ class RouteCounters:
             "delivered": self.delivered,
             "unacknowledged": self.pending,
             "retried": self.retried,
+            "dead_lettered": self.dead_lettered,
             "quarantined": self.quarantined,
             "dropped": self.dropped,
             "overflowed": self.overflowed,

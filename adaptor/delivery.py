@@ -22,7 +22,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
@@ -30,11 +30,19 @@ from mqtt5 import PublishPacket
 
 from weir.adaptor.broker import Ticket
 from weir.adaptor.counters import RouteCounters
+from weir.adaptor.deadletter import Caller, DeadLetters, letter
 from weir.adaptor.events import Event, MalformedEvent, http_headers
 from weir.adaptor.gate import Gate
 from weir.adaptor.mapping import Mapper, minted_ids, publisher_id
 from weir.adaptor.quarantine import Held, QuarantineError
-from weir.adaptor.retry import LONGEST_PROBE, Verdict, judge, judge_silence, retry_after
+from weir.adaptor.retry import (
+    BREAK_AFTER,
+    LONGEST_PROBE,
+    Verdict,
+    judge,
+    judge_silence,
+    retry_after,
+)
 from weir.adaptor.routes import Route
 from weir.adaptor.topics import TopicTable
 from weir.proxy.wire.client import Response, TransportError
@@ -43,12 +51,6 @@ log = logging.getLogger("weir.adaptor")
 
 BEST_EFFORT = 1000
 """QoS 0 events held per sink."""
-
-
-class Caller(Protocol):
-    """An HTTP client: one for the direct path, one without."""
-
-    def request(self, head: bytes, body: bytes, timeout: float) -> asyncio.Future[Response]: ...
 
 
 class Keeper(Protocol):
@@ -60,12 +62,13 @@ class Keeper(Protocol):
 @dataclass(slots=True, eq=False)
 class Flow:
     """A route at work. `number`: its filter's subscription identifier; `gate`: its concurrency and
-    rate, with those who wait for it in `line`."""
+    rate, with those who wait for it in `line`; `letters`: its dead letter sink."""
 
     route: Route
     mapper: Mapper
     number: int
     counters: RouteCounters = field(default_factory=RouteCounters)
+    letters: DeadLetters | None = None
     gate: Gate | None = None
     line: deque[Outgoing] = field(default_factory=deque)
     opens: asyncio.TimerHandle | None = None
@@ -114,12 +117,16 @@ class Pipeline:
         flows: Sequence[Flow],
         *,
         limit: int,
+        url: str = "",
     ) -> None:
-        """`sink`: its name for people and the quarantine; `limit`: requests at a time."""
+        """`sink`: its name for people and the quarantine; `url`: where that is, for dead letters;
+        `limit`: requests at a time."""
         self._loop = asyncio.get_running_loop()
-        self.sink = sink
+        self.sink, self._url = sink, url or sink
+        self._misses = 0
         self._request_line, self._caller, self._keeper = request_line, caller, keeper
         self._flows = TopicTable((flow.route.filter, flow) for flow in flows)
+        self._letters = {flow.letters for flow in flows if flow.letters is not None}
         self._gated = tuple(flow for flow in flows if flow.gate is not None)
         self._limit = limit
         self._mint = minted_ids()
@@ -316,6 +323,7 @@ class Pipeline:
 
     def _delivered(self, outgoing: Outgoing) -> None:
         self._taken += 1
+        self._misses = 0
         counters = outgoing.flow.counters
         counters.delivered += 1
         counters.latency.record(time.monotonic() - outgoing.arrived)
@@ -337,12 +345,16 @@ class Pipeline:
         if self._stopped:
             return  # unacknowledged: the broker keeps it for the next time
         verdict = failure.verdict
+        answered = verdict in (Verdict.REJECTED, Verdict.FAILED)
+        self._misses = 0 if answered else self._misses + 1
         if verdict is Verdict.REJECTED:
             self._give_up(outgoing, failure)
         elif self.blocked is not None and verdict is not Verdict.FAILED:
             # a probe without an answer may be that event's fault: let another one try next
             self._wait(outgoing, first=verdict is Verdict.UNAVAILABLE)
             self._plan_probe(outgoing, failure)
+        elif self._misses >= BREAK_AFTER and verdict is Verdict.UNAVAILABLE:
+            self._block(outgoing, failure)  # the retries of each would only be more of the same
         elif outgoing.attempts < outgoing.flow.route.delivery.retry:
             self._retry(outgoing, failure)
         elif verdict is Verdict.FAILED or self._proven_alive(outgoing, verdict):
@@ -389,7 +401,23 @@ class Pipeline:
             flow.counters.dropped += 1
             self._gone(outgoing)
             return
-        self._keep(outgoing, self._held_event(outgoing, failure), 0)
+        held = self._held_event(outgoing, failure)
+        if policy == "deadLetter" and flow.letters is not None:
+            sent = flow.letters.send(letter(held, self._url), flow.route.delivery)
+            sent.add_done_callback(partial(self._lettered, outgoing, held))
+        else:
+            self._keep(outgoing, held, 0)
+
+    def _lettered(self, outgoing: Outgoing, held: Held, sent: asyncio.Future[None]) -> None:
+        if sent.cancelled():
+            return  # we stop; unacknowledged, it comes again
+        error = sent.exception()
+        if error is None:
+            outgoing.flow.counters.dead_lettered += 1
+            self._gone(outgoing)
+            return
+        log.error("event %s goes to the quarantine: %s", outgoing.event_id, error)
+        self._keep(outgoing, replace(held, reason=f"{held.reason}; {error}"), 0)
 
     def _keep(self, outgoing: Outgoing, event: Held, attempt: int) -> None:
         if not self._stopped:
@@ -496,6 +524,8 @@ class Pipeline:
         for flow in self._gated:
             if flow.opens is not None:
                 flow.opens.cancel()
+        for letters in self._letters:
+            letters.stop()
 
     def snapshot(self) -> dict[str, object]:
         reason = self.blocked or self.unsafe

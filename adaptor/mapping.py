@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 from mqtt5 import PublishPacket
@@ -98,9 +98,13 @@ class Mapper:
     sniff = False
     """Look for structured mode in payloads without a Content Type, as a 3.1.1 receiver must."""
 
-    def __init__(self, route: Route, broker: str) -> None:
-        """`broker`: host:port, for templates."""
+    def __init__(
+        self, route: Route, broker: str, overrides: Mapping[str, str] | None = None
+    ) -> None:
+        """`broker`: host:port, for templates. `overrides`: extensions that every event must have,
+        whatever it says itself."""
         self.route = route
+        self._overrides = overrides or {}
         self._broker = broker
         self._clock = Clock()
         templates = (route.type, route.source, route.subject, *route.extensions.values())
@@ -159,6 +163,7 @@ class Mapper:
         content = Content(message.user_properties, message.payload)
         for name, value in (_arrival(message) | self._extensions(message, content)).items():
             attributes.setdefault(name, value)
+        attributes.update(self._overrides)
         return Event(attributes, published.data, published.content_type)
 
     def plain(self, message: PublishPacket, event_id: str, received: float) -> Event:
@@ -193,7 +198,7 @@ class Mapper:
         subject = route.subject.render(topic, broker, content)
         if subject:
             attributes["subject"] = subject
-        return attributes | self._extensions(message, content)
+        return attributes | self._extensions(message, content) | dict(self._overrides)
 
     def _extensions(self, message: PublishPacket, content: Content | None) -> dict[str, str]:
         """Those of the route; what a message has no value for is left out."""

@@ -27,7 +27,11 @@ LONGEST_BACKOFF = 3600.0
 """Seconds. Exponents grow without end; a wait of more than an hour helps nobody."""
 
 LONGEST_RETRY_AFTER = 300.0
-"""Seconds. What a sink may ask for with Retry-After; it must not silence a route for a day."""
+"""Seconds. What a sink may ask for with Retry-After unless the route says otherwise; it must not
+silence a route for a day."""
+
+BREAK_AFTER = 10
+"""Events in a row without any answer, after which a sink counts as down though retries are left."""
 
 LONGEST_PROBE = 30.0
 """Seconds between two probes of a sink that is down."""
@@ -75,6 +79,8 @@ class Delivery:
     policy: Literal["linear", "exponential"] = "exponential"
     delay: float = 0.2
     timeout: float = 30.0
+    retry_after_max: float = LONGEST_RETRY_AFTER
+    """0.0: Retry-After is not looked at."""
 
     def backoff(self, attempt: int, retry_after: float = 0.0) -> float:
         """Seconds before retry number `attempt`, counted from 0 (so the first linear one is at
@@ -83,12 +89,12 @@ class Delivery:
             wait = self.delay * attempt
         else:
             wait = self.delay * 2.0 ** min(attempt, 60)
-        return max(min(wait, LONGEST_BACKOFF), min(retry_after, LONGEST_RETRY_AFTER))
+        return max(min(wait, LONGEST_BACKOFF), min(retry_after, self.retry_after_max))
 
     def probe(self, attempt: int, retry_after: float = 0.0) -> float:
         """Seconds before probe number `attempt` of a sink that is down; never a busy loop."""
         wait = max(self.delay, 0.05) * 2.0 ** min(attempt, 60)
-        return max(min(wait, LONGEST_PROBE), min(retry_after, LONGEST_RETRY_AFTER))
+        return max(min(wait, LONGEST_PROBE), min(retry_after, self.retry_after_max))
 
 
 def retry_after(status: int, value: bytes | None, now: float) -> float:

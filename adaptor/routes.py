@@ -4,7 +4,7 @@
     routes:
       - name: temperatures                 # default: the filter
         filter: plant/+/temperature        # wildcards and $share/GROUP/FILTER too
-        sink: function                     # or http://host:port/path
+        sink: function                     # or a URL, or {uri: ..., caFile: ..., tokenFile: ...}
         qos: 1                             # 0 or 1
         retained: new                      # or always, or never
         type: io.example.temperature       # templates: see templates.py
@@ -17,7 +17,8 @@
         delivery: {retry: 5, backoffPolicy: exponential, backoffDelay: PT0.2S, timeout: PT30S}
         concurrency: 8                     # events of this route at a time
         rate: 100                          # and per second
-        onFailure: quarantine              # or block, or drop
+        onFailure: deadLetter              # or quarantine, block, drop
+        deadLetterSink: http://host:port/  # like `sink`
 
 Unknown keys are errors: a misspelt `onFailure` must not lose an event. Knows nothing of brokers.
 """
@@ -41,7 +42,7 @@ from weir.adaptor.topics import TopicFilter
 VERSION = 1
 """Of the format of the file."""
 
-OnFailure = Literal["quarantine", "block", "drop"]
+OnFailure = Literal["deadLetter", "quarantine", "block", "drop"]
 Retained = Literal["new", "always", "never"]
 FUNCTION = "function"
 """The sink that is no URL: the caller of the adaptor says where it is."""
@@ -52,13 +53,13 @@ MOST_CONCURRENT = 64
 _DOCUMENT_KEYS = ("version", "routes")
 _ROUTE_KEYS = (
     *("name", "filter", "sink", "qos", "retained", "type", "source", "subject", "id", "time"),
-    *("extensions", "datacontenttype", "delivery", "concurrency", "rate", "onFailure"),
+    *("extensions", "datacontenttype", "delivery", "concurrency", "rate"),
+    *("onFailure", "deadLetterSink"),
 )
-_DELIVERY_KEYS = ("retry", "backoffPolicy", "backoffDelay", "timeout")
+_DELIVERY_KEYS = ("retry", "backoffPolicy", "backoffDelay", "timeout", "retryAfterMax")
+_SINK_KEYS = ("uri", "caFile", "tokenFile")
 _LATER = {
-    "deadLetterSink": "dead letter sinks are not supported yet",
-    "ordered": "order per topic is not supported yet",
-    "retryAfterMax": "Retry-After is obeyed up to five minutes and can't be set yet",
+    "ordered": "order per topic is not supported yet; `concurrency: 1` keeps a route's order",
 }
 _OWN_FIELD = {
     **{name: f"set it by the route's field `{name}`" for name in ("id", "source", "type", "time")},
@@ -83,6 +84,23 @@ class RoutesError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class Access:
+    """What an https sink needs: `ca`, PEM, trusted besides the system's; `token`: a file with a
+    bearer token, read again when it changes."""
+
+    ca: Path | None = None
+    token: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterSink:
+    """Where events go that their own sink does not take."""
+
+    uri: str
+    access: Access = field(default_factory=Access)
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     name: str
     filter: TopicFilter
@@ -100,29 +118,32 @@ class Route:
     concurrency: int | None = None
     rate: float | None = None
     on_failure: OnFailure = "quarantine"
+    dead_letter: DeadLetterSink | None = None
+    access: Access = field(default_factory=Access)
 
 
-def load(path: Path) -> tuple[Route, ...]:
-    """The routes of a file, in its order. Raises RoutesError."""
+def load(path: Path, default_sink: str | None = None) -> tuple[Route, ...]:
+    """The routes of a file, in its order. `default_sink`: of routes that name none (K_SINK).
+    Raises RoutesError."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RoutesError(f"{path}: can't be read: {error}") from error
-    return parse(text, str(path))
+    return parse(text, str(path), default_sink)
 
 
-def parse(text: str, file: str = "routes") -> tuple[Route, ...]:
+def parse(text: str, file: str = "routes", default_sink: str | None = None) -> tuple[Route, ...]:
     """`file`: what errors call it. Raises RoutesError that has a line for everything wrong."""
     try:
         document = Document.parse(text, file)
-        routes = _routes(document)
+        routes = _routes(document, default_sink)
         document.check()
     except DocumentError as error:
         raise RoutesError(str(error)) from error
     return routes
 
 
-def _routes(document: Document) -> tuple[Route, ...]:
+def _routes(document: Document, default_sink: str | None) -> tuple[Route, ...]:
     value = document.value
     if not isinstance(value, dict) or "routes" not in value:
         document.wrong((), "the file must hold one key, `routes`, with a list of routes")
@@ -135,9 +156,10 @@ def _routes(document: Document) -> tuple[Route, ...]:
     if not isinstance(entries, list) or not entries:
         top.wrong("routes", "must be a list with at least one route")
         return ()
-    found = [_route(document, index, entry) for index, entry in enumerate(entries)]
+    found = [_route(document, index, entry, default_sink) for index, entry in enumerate(entries)]
     _check_names(document, entries)
     _check_retained(document, found)
+    _check_access(document, found)
     return tuple(route for route in found if route is not None)
 
 
@@ -170,7 +192,25 @@ def _check_retained(document: Document, routes: list[Route | None]) -> None:
             )
 
 
-def _route(document: Document, index: int, entry: object) -> Route | None:
+def _check_access(document: Document, routes: list[Route | None]) -> None:
+    """A sink has one client, so its routes must agree on how it is reached."""
+    seen: dict[str, Access] = {}
+    for index, route in enumerate(routes):
+        if route is None:
+            continue
+        reached = [("sink", route.sink, route.access)]
+        if route.dead_letter is not None:
+            reached.append(("deadLetterSink", route.dead_letter.uri, route.dead_letter.access))
+        for name, uri, access in reached:
+            if seen.setdefault(uri, access) != access:
+                document.wrong(
+                    ("routes", index, name),
+                    f"route {index + 1} ({route.name}): field `{name}`: another route reaches "
+                    f"{uri} with another caFile or tokenFile; say the same in both",
+                )
+
+
+def _route(document: Document, index: int, entry: object, default_sink: str | None) -> Route | None:
     path = ("routes", index)
     if not isinstance(entry, dict):
         document.wrong(path, f"route {index + 1}: must be a mapping with `filter` and `sink`")
@@ -188,9 +228,12 @@ def _route(document: Document, index: int, entry: object) -> Route | None:
     def needed(text: str) -> Template:
         return Template.parse(text, fewest_levels=levels, always=True)
 
+    sink, access = _sink(place, "sink", default_sink)
+    dead_letter = _dead_letter(place)
     values = {
         "name": place.text("name", str(entry.get("filter", "?"))),
-        "sink": place.parsed("sink", check_sink),
+        "sink": sink,
+        "access": access,
         "type": place.parsed("type", needed, DEFAULT_TYPE),
         "source": place.parsed("source", needed, DEFAULT_SOURCE),
         "subject": place.parsed("subject", template, DEFAULT_SUBJECT),
@@ -203,7 +246,8 @@ def _route(document: Document, index: int, entry: object) -> Route | None:
         "delivery": _delivery(place),
         "concurrency": _concurrency(place),
         "rate": place.number("rate", 0.001, 1_000_000.0),
-        "on_failure": _on_failure(place),
+        "on_failure": _on_failure(place, dead_letter),
+        "dead_letter": dead_letter,
     }
     if topic_filter is None or len(document.problems) > before:
         return None
@@ -256,11 +300,43 @@ def _extensions(place: Place, levels: int) -> Mapping[str, Template]:
     return MappingProxyType(found)
 
 
-def _on_failure(place: Place) -> OnFailure:
-    if place.values.get("onFailure") == "deadLetter":
-        place.wrong("onFailure", "dead letter sinks are not supported yet; use quarantine")
-        return "quarantine"
-    return cast(OnFailure, place.one_of("onFailure", get_args(OnFailure), "quarantine"))
+def _sink(place: Place, field: str, default: str | None = None) -> tuple[str | None, Access]:
+    """A URL, or a mapping of it and what it needs."""
+    if not isinstance(place.values.get(field), dict):
+        if field not in place.values and default is not None:
+            try:
+                return check_sink(default), Access()
+            except ValueError as error:
+                place.wrong(field, f"is missing, and K_SINK of the environment won't do: {error}")
+                return None, Access()
+        return place.parsed(field, check_sink), Access()
+    inner = place.inner(field, ", ".join(_SINK_KEYS))
+    assert inner is not None
+    inner.check_keys(_SINK_KEYS)
+    uri = inner.parsed("uri", check_sink)
+    access = Access(inner.optional("caFile", Path), inner.optional("tokenFile", Path))
+    if access != Access() and uri is not None and not uri.startswith("https://"):
+        inner.wrong("uri", "caFile and tokenFile are for https sinks; a token would be readable")
+    return uri, access
+
+
+def _dead_letter(place: Place) -> DeadLetterSink | None:
+    if "deadLetterSink" not in place.values:
+        return None
+    uri, access = _sink(place, "deadLetterSink")
+    if uri == FUNCTION:
+        place.wrong("deadLetterSink", f"`{FUNCTION}` can't be one; write a URL")
+    return None if uri is None else DeadLetterSink(uri, access)
+
+
+def _on_failure(place: Place, dead_letter: DeadLetterSink | None) -> OnFailure:
+    default = "quarantine" if dead_letter is None else "deadLetter"
+    choice = cast(OnFailure, place.one_of("onFailure", get_args(OnFailure), default))
+    if choice == "deadLetter" and "deadLetterSink" not in place.values:
+        place.wrong("onFailure", "deadLetter needs a `deadLetterSink`; write its URL there")
+    elif choice != "deadLetter" and "deadLetterSink" in place.values:
+        place.wrong("onFailure", f"is `{choice}`, so the deadLetterSink gets nothing; remove one")
+    return choice
 
 
 def _delivery(place: Place) -> Delivery:
@@ -277,19 +353,23 @@ def _delivery(place: Place) -> Delivery:
         policy="linear" if policy == "linear" else "exponential",
         delay=inner.parsed("backoffDelay", parse_duration, "PT0.2S") or 0.0,
         timeout=timeout or Delivery().timeout,
+        retry_after_max=_retry_after_max(inner),
     )
 
 
+def _retry_after_max(delivery: Place) -> float:
+    longest = delivery.optional("retryAfterMax", parse_duration)
+    return Delivery().retry_after_max if longest is None else longest
+
+
 def check_sink(text: str) -> str:
-    """The sink unchanged, if it is `function` or an http URL that we can call; else ValueError."""
+    """The sink unchanged, if it is `function` or a URL that we can call; else ValueError."""
     if text == FUNCTION:
         return text
     if not re.fullmatch(r"[!-~]+", text):
         raise ValueError("a URL has no spaces or special characters; percent-encode them")
     parts = urlsplit(text)
-    if parts.scheme == "https":
-        raise ValueError("https sinks are not supported yet; use an http URL")
-    if parts.scheme != "http" or not parts.hostname:
+    if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"`{text}` is neither `{FUNCTION}` nor a URL like http://host:8080/path")
     if parts.username is not None or parts.fragment:
         raise ValueError("a sink URL has no user, password or fragment; remove them")

@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -28,7 +28,9 @@ from weir.adaptor.broker import (
     end_session,
     log,
 )
+from weir.adaptor.deadletter import DeadLetters
 from weir.adaptor.delivery import Flow, Pipeline
+from weir.adaptor.knative import Environment
 from weir.adaptor.mapping import Mapper
 from weir.adaptor.quarantine import BOUND, Quarantine, QuarantineWriter
 from weir.adaptor.routes import FUNCTION, Route
@@ -39,6 +41,9 @@ from weir.proxy.policy.histogram import Latencies
 from weir.proxy.wire.status import serve_status
 
 Protocol = Literal["5", "3.1.1", "auto"]
+
+LETTER_CONNECTIONS = 4
+"""To a dead letter sink."""
 
 HIGHEST_NUMBER = 268_435_455
 """Of an MQTT 5 subscription identifier."""
@@ -62,6 +67,7 @@ class AdaptorConfig:
     status: Path | None = None
     stop_within: float = 10.0
 
+    knative: Environment = field(default_factory=Environment)
     clean_start: bool = False
     end_unused_sessions: bool = False
 
@@ -87,20 +93,38 @@ class Lane:
         self._broker = config.address
         routes = [route for route in config.routes if route.sink == sink]
         numbers = subscription_numbers(routes)
+        self._letterboxes: dict[str, tuple[DeadLetters, sinks.SinkClient]] = {}
         self.flows = tuple(
             Flow(
                 route,
-                Mapper(route, self._broker.address),
+                Mapper(route, self._broker.address, config.knative.extensions),
                 numbers[route.filter.text],
+                letters=self._letters(route),
             )
             for route in routes
         )
         target = sinks.Target.parse(self.url)
-        self.client = sinks.client(sink, target)
+        self.client = sinks.SinkClient(
+            sink, target, routes[0].access, ca_certs=config.knative.ca_certs
+        )
+        direct = self.client.http if routes[0].access.token is None else self.client
         self.pipeline = Pipeline(
-            sink, target.request_line, self.client, keeper, self.flows, limit=sinks.CONNECTIONS
+            *(sink, target.request_line, direct, keeper, self.flows),
+            limit=sinks.CONNECTIONS,
+            url=self.url,
         )
         self.session = self._new_session(Session311 if config.protocol == "3.1.1" else Session5)
+
+    def _letters(self, route: Route) -> DeadLetters | None:
+        """The dead letter sink of a route; routes with the same one share it."""
+        if route.dead_letter is None:
+            return None
+        uri, access = route.dead_letter.uri, route.dead_letter.access
+        if uri not in self._letterboxes:
+            target, certs = sinks.Target.parse(uri), self._config.knative.ca_certs
+            client = sinks.SinkClient(uri, target, access, LETTER_CONNECTIONS, ca_certs=certs)
+            self._letterboxes[uri] = DeadLetters(uri, target.request_line, client), client
+        return self._letterboxes[uri][0]
 
     def _new_session(self, kind: type[Session5 | Session311]) -> Session:
         qos: dict[str, int] = {}
@@ -153,10 +177,11 @@ class Lane:
         await self.pipeline.drain(seconds)
         self.pipeline.stop()
         await self.session.close()
-        await self.client.close()
+        for client in (self.client, *(client for _, client in self._letterboxes.values())):
+            await client.close()
 
     def snapshot(self) -> dict[str, object]:
-        session, client = self.session, self.client
+        session, client = self.session, self.client.http
         connected = f"MQTT {session.protocol}"
         return {
             "name": self.sink,

@@ -15,8 +15,9 @@ from mqtt5 import PublishPacket, QoS
 from weir.adaptor import sinks
 from weir.adaptor.address import Broker
 from weir.adaptor.events import MalformedEvent, http_headers
+from weir.adaptor.knative import Environment
 from weir.adaptor.mapping import Mapper, minted_ids, publisher_id
-from weir.adaptor.routes import FUNCTION, Route, RoutesError, load
+from weir.adaptor.routes import FUNCTION, load
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -43,8 +44,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def check_routes(args: argparse.Namespace) -> int:
     try:
-        routes = load(args.file)
-    except RoutesError as error:
+        routes = load(args.file, Environment.read().sink)
+    except ValueError as error:
         print(error, file=sys.stderr)
         return 2
     for route in routes:
@@ -56,12 +57,19 @@ def check_routes(args: argparse.Namespace) -> int:
 
 def try_routes(args: argparse.Namespace) -> int:
     try:
-        routes = load(args.file)
+        knative = Environment.read()
+        routes = load(args.file, knative.sink)
         message = _message(args)
         broker = Broker.parse(args.broker).address
         matching = [route for route in routes if route.filter.matches(message.topic)]
         blocks = [
-            _block(route, message, broker, args.function_url, first=number == 0, old=_is_old(args))
+            _block(
+                Mapper(route, broker, knative.extensions),
+                message,
+                args.function_url,
+                first=number == 0,
+                old=_is_old(args),
+            )
             for number, route in enumerate(matching)
         ]
     except (ValueError, OSError) as error:
@@ -112,17 +120,15 @@ def _message(args: argparse.Namespace) -> PublishPacket:
 
 
 def _block(
-    route: Route,
+    mapper: Mapper,
     message: PublishPacket,
-    broker: str,
     function_url: str | None,
     *,
     first: bool,
     old: bool,
 ) -> bytes:
     """The request of one route. `first`: the publisher's id goes to the first route only."""
-    mapper = Mapper(route, broker)
-    mapper.sniff = old
+    route, mapper.sniff = mapper.route, old
     event_id = (publisher_id(message.user_properties) if first else None) or minted_ids()()
     now = time.time()
     note = ""

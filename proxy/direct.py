@@ -16,12 +16,15 @@ import asyncio
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from weir.proxy import contract
 from weir.proxy.policy.deadlines import Timeouts
 from weir.proxy.policy.forwarded import appended, forwarded
 from weir.proxy.wire.client import Call, HttpClient, Response, TransportError
+
+if TYPE_CHECKING:
+    import ssl
 
 ASK_TIMEOUT_SECONDS = 5.0
 DIRECT_CONNECT_SECONDS = 1.0
@@ -77,16 +80,24 @@ class Offer:
 class FunctionClient:
     """`request()` like HttpClient's, over the better of two paths.
 
-    `ask=False`: an ordinary URL, never asked, always "relayed".
+    `ask=False`: an ordinary URL, never asked, always "relayed". `tls`: for the data port.
     """
 
-    def __init__(self, host: str, port: int, *, limit: int = 64, ask: bool = True) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        limit: int = 64,
+        ask: bool = True,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.host = host
         self.port = port
         self.direct_requests = 0
         self.relayed_requests = 0
         self._limit = limit
-        self._relayed = HttpClient(host, port, limit=limit)
+        self._relayed = HttpClient(host, port, limit=limit, tls=tls)
         self._direct: HttpClient | None = None
         self._address = b""
         self._refusals = 0

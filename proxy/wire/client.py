@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from weir.proxy import contract
 from weir.proxy.policy.deadlines import Deadlines, Timeouts
@@ -22,6 +23,9 @@ from weir.proxy.wire.dial import Dial, DialError, connect_once, dial_here
 from weir.proxy.wire.head import ResponseHead, ResponseHeads
 from weir.proxy.wire.pool import IdlePool
 from weir.proxy.wire.watch import Watch
+
+if TYPE_CHECKING:
+    import ssl
 
 __all__ = ["Call", "HttpClient", "Response", "TransportError"]
 
@@ -194,6 +198,7 @@ class HttpClient:
         timeouts: Timeouts | None = None,
         unsent: Callable[[Call, TransportError], None] | None = None,
         dial: Dial = dial_here,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.host = host
         self.port = port
@@ -203,6 +208,7 @@ class HttpClient:
         self._timeouts = timeouts
         self._unsent = unsent
         self._dial = dial
+        self._tls = tls
         self._pool = IdlePool(limit, idle, time.monotonic)
         self._known = ResponseHeads()
         self._watch: Watch[Call] = Watch(time.monotonic)
@@ -332,7 +338,16 @@ class HttpClient:
         loop = asyncio.get_running_loop()
         try:
             sock = await connect_once(self._dial, self.host, self.port, self._connect_timeout)
-            _, connection = await loop.create_connection(self._protocol, sock=sock)
+            if self._tls is None:
+                _, connection = await loop.create_connection(self._protocol, sock=sock)
+            else:
+                _, connection = await loop.create_connection(
+                    self._protocol,
+                    sock=sock,
+                    ssl=self._tls,
+                    server_hostname=self.host,
+                    ssl_handshake_timeout=self._connect_timeout,
+                )
         except TimeoutError:
             where = f"{self.host}:{self.port}"
             self._unreached(TransportError(f"dial tcp {where}: i/o timeout", sent=False))

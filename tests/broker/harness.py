@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -261,19 +262,21 @@ class Sink:
     requests: list[Request] = field(default_factory=list)
     taken: list[Request] = field(default_factory=list)
     port: int = 0
+    tls: ssl.SSLContext | None = None
     _server: asyncio.Server | None = None
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/events"
+        scheme = "http" if self.tls is None else "https"
+        return f"{scheme}://127.0.0.1:{self.port}/events"
 
     @property
     def bodies(self) -> list[bytes]:
         return [request.body for request in self.taken]
 
     async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self.tls)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
@@ -393,8 +396,10 @@ class AdaptorProcess:
     async def __aexit__(self, *_: object) -> None:
         await self.kill()
 
-    async def start(self) -> None:
-        self._process = await asyncio.create_subprocess_exec(*self._command)
+    async def start(self, **environment: str) -> None:
+        self._process = await asyncio.create_subprocess_exec(
+            *self._command, env={**os.environ, **environment}
+        )
 
     async def kill(self) -> None:
         await self._end(signal.SIGKILL)
