@@ -33,11 +33,13 @@ M = TypeVar("M", bound=Redeliverable)
 
 @dataclass(slots=True, eq=False)
 class Ticket(Generic[M]):
-    """`open`: events of this message that are not settled yet."""
+    """`open`: events of this message that are not settled yet. `received`: seconds since the
+    epoch, noted by whoever receives it."""
 
     packet_id: int
     message: M
     open: int = 1
+    received: float = 0.0
 
 
 class AckLine(Generic[M]):
@@ -52,6 +54,11 @@ class AckLine(Generic[M]):
         """Messages that fill the window: unacknowledged on this connection, or still under way
         from a session that the broker has lost."""
         return len(self._line) + len(self._orphans)
+
+    def oldest(self) -> float | None:
+        """When the longest unacknowledged message was received."""
+        line = [*([self._line[0]] if self._line else []), *self._orphans, *self._before.values()]
+        return min((ticket.received for ticket in line), default=None)
 
     def arrive(self, packet_id: int, message: M) -> tuple[Ticket[M], bool]:
         """The message's ticket, and whether it is new: an old one is already being delivered."""

@@ -155,6 +155,11 @@ class Session(abc.ABC):
     def unacknowledged(self) -> int:
         return len(self._line)
 
+    @property
+    def oldest(self) -> float | None:
+        """When the longest unacknowledged message was received; seconds since the epoch."""
+        return self._line.oldest()
+
     def settle(self, ticket: Ticket) -> None:
         """One event of the message is delivered or safe. It is acknowledged as soon as everything
         before it is: at once when nothing else is open, else with all that this turn settles."""

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import uvloop
 
-from weir.adaptor import sinks, tryout
+from weir.adaptor import logs, sinks, tryout
 from weir.adaptor.broker import Broker, BrokerError
 from weir.adaptor.events import http_headers
 from weir.adaptor.knative import Environment
@@ -28,6 +28,7 @@ from weir.adaptor.retry import Delivery, Verdict, judge, parse_duration
 from weir.adaptor.routes import Access, load
 from weir.adaptor.service import AdaptorConfig, serve
 from weir.proxy.wire.client import TransportError
+from weir.proxy.wire.status import read_status
 
 
 def default_quarantine() -> Path:
@@ -46,13 +47,12 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     adaptor.add_argument(
         "--broker",
         default=os.environ.get("WEIR_BROKER"),
-        required="WEIR_BROKER" not in os.environ,
         metavar="URL",
         help="mqtt[s]://[USER:PASSWORD@]HOST[:PORT] or ws[s]://HOST/PATH; or WEIR_BROKER in the "
         "environment, which keeps a password out of the process list",
     )
     _connection_arguments(adaptor)
-    adaptor.add_argument("--routes", required=True, type=Path, help="the routes file (YAML)")
+    adaptor.add_argument("--routes", type=Path, help="the routes file (YAML)")
     adaptor.add_argument("--function-url", help="where the sink `function` is")
     adaptor.add_argument(
         "--client-id", default="weir", metavar="PREFIX", help="one per adaptor (default: weir)"
@@ -63,7 +63,20 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     adaptor.add_argument("--quarantine", type=Path, default=default_quarantine())
     adaptor.add_argument("--status", type=Path, help="Unix socket that tells the state as JSON")
+    adaptor.add_argument(
+        "--http", type=_where, metavar="[HOST:]PORT", help="serve /metrics, /healthz and /readyz"
+    )
+    adaptor.add_argument("--log-format", choices=("text", "json"), default="text")
+    adaptor.add_argument(
+        "--grace", type=float, default=10.0, metavar="S", help="seconds to drain (default 10)"
+    )
     adaptor.set_defaults(call=run_adaptor)
+    status = adaptor.add_subparsers(metavar="status").add_parser(
+        "status", help="what a running adaptor is doing"
+    )
+    status.add_argument("socket", type=Path, help="what it was given as --status")
+    status.add_argument("--json", action="store_true", help="everything, for machines")
+    status.set_defaults(call=show_status)
 
     tryout.register(subparsers)
     quarantine = subparsers.add_parser(
@@ -126,6 +139,13 @@ _ACTIONS = {
 }
 
 
+def _where(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not port.isdigit() or not 0 < int(port) < 65536:
+        raise argparse.ArgumentTypeError(f"`{text}`: write PORT, or HOST:PORT")
+    return host.strip("[]") or "0.0.0.0", int(port)
+
+
 def _window(text: str) -> int:
     value = int(text)
     if not 1 <= value <= 65_535:
@@ -137,6 +157,11 @@ def _window(text: str) -> int:
 
 
 def run_adaptor(args: argparse.Namespace) -> int:
+    if args.broker is None or args.routes is None:
+        missing = "--broker (or WEIR_BROKER)" if args.broker is None else "--routes"
+        return _complain("adaptor", f"{missing} is missing; see weir adaptor --help")
+    if args.log_format == "json":
+        logs.use_json()
     try:
         knative = Environment.read()
         config = AdaptorConfig(
@@ -149,6 +174,8 @@ def run_adaptor(args: argparse.Namespace) -> int:
             receive_maximum=args.receive_maximum,
             function_url=args.function_url,
             status=args.status,
+            http=args.http,
+            stop_within=args.grace,
             keep_alive=args.keep_alive,
             session_expiry=args.session_expiry,
             clean_start=args.clean_start,
@@ -183,6 +210,42 @@ async def _until_signalled(config: AdaptorConfig) -> None:
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
     await serve(config, stop)
+
+
+def show_status(args: argparse.Namespace) -> int:
+    """0 when every session is connected and every sink takes events."""
+    try:
+        status = read_status(args.socket)
+    except (OSError, ValueError) as error:
+        return _complain("adaptor status", f"nobody answers at {args.socket}: {error}")
+    well = all(sink["connected"] and sink["state"] == "up" for sink in status["sinks"])
+    if args.json:
+        print(json.dumps(status))
+        return 0 if well else 1
+    print(f"broker {status['broker']}, quarantine {status['quarantine']}")
+    for sink in status["sinks"]:
+        window = sink["window"]
+        print(f"sink {sink['name']}: {sink['reason'] or 'up'}")
+        print(
+            f"    session {sink['client_id']}: {sink['session']}, reconnects {sink['reconnects']}"
+        )
+        print(
+            f"    unacknowledged {window['used']} of {window['of']}, "
+            f"the oldest for {sink['oldest_unacknowledged']:.1f} s"
+        )
+        for pattern, why in sink["refused_subscriptions"].items():
+            print(f"    no subscription to {pattern}: {why}")
+        for route in (each for each in status["routes"] if each["sink"] == sink["name"]):
+            counts = ", ".join(f"{name} {route[name]}" for name in _COUNTS if route[name])
+            print(f"    route {route['name']} ({route['filter']}): {counts or 'nothing yet'}")
+            print(f"        p50 {route['p50'] * 1e3:.2f} ms, p99 {route['p99'] * 1e3:.2f} ms")
+    return 0 if well else 1
+
+
+_COUNTS = (
+    *("received", "delivered", "unacknowledged", "retried", "dead_lettered", "quarantined"),
+    *("dropped", "overflowed", "expired"),
+)
 
 
 # --- weir quarantine ------------------------------------------------------------------------------

@@ -186,6 +186,8 @@ class Pipeline:
         self, flow: Flow, message: PublishPacket, ticket: Ticket | None, event_id: str
     ) -> None:
         now = time.time()
+        if ticket is not None:
+            ticket.received = now
         flow.counters.received += 1
         self._held += 1
         malformed = None
@@ -526,6 +528,10 @@ class Pipeline:
                 flow.opens.cancel()
         for letters in self._letters:
             letters.stop()
+
+    @property
+    def in_flight(self) -> int:
+        return self._in_flight
 
     def snapshot(self) -> dict[str, object]:
         reason = self.blocked or self.unsafe

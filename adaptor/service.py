@@ -8,8 +8,10 @@ then it fills only its own window.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import itertools
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -52,7 +54,8 @@ HIGHEST_NUMBER = 268_435_455
 @dataclass(frozen=True, slots=True)
 class AdaptorConfig:
     """`client_id` is a prefix, different for every adaptor on a broker, the same after a restart.
-    `function_url`: where the sink `function` is. `stop_within`: seconds for what is in flight."""
+    `function_url`: where the sink `function` is. `stop_within`: seconds for what is in flight.
+    `http`: where to serve metrics and health."""
 
     broker: str | Broker
     routes: tuple[Route, ...]
@@ -65,6 +68,7 @@ class AdaptorConfig:
     function_url: str | None = None
     quarantine_bound: int = BOUND
     status: Path | None = None
+    http: tuple[str, int] | None = None
     stop_within: float = 10.0
 
     knative: Environment = field(default_factory=Environment)
@@ -84,6 +88,9 @@ class AdaptorConfig:
 
 class Lane:
     """One sink with the routes that lead to it."""
+
+    session: Session
+    pipeline: Pipeline
 
     def __init__(self, config: AdaptorConfig, sink: str, keeper: QuarantineWriter) -> None:
         """Raises ValueError (RoutesError) when broker or sink make no sense."""
@@ -180,6 +187,11 @@ class Lane:
         for client in (self.client, *(client for _, client in self._letterboxes.values())):
             await client.close()
 
+    def oldest_unacknowledged(self) -> float:
+        """Its age in seconds, 0.0 if there is none."""
+        oldest = self.session.oldest
+        return 0.0 if oldest is None else max(0.0, time.time() - oldest)
+
     def snapshot(self) -> dict[str, object]:
         session, client = self.session, self.client.http
         connected = f"MQTT {session.protocol}"
@@ -196,6 +208,7 @@ class Lane:
             "client_id": session.settings.client_id,
             "reconnects": session.reconnects,
             "refused_subscriptions": dict(session.refused),
+            "oldest_unacknowledged": self.oldest_unacknowledged(),
             "window": {"used": session.unacknowledged, "of": session.settings.receive_maximum},
         }
 
@@ -206,6 +219,7 @@ class Adaptor:
     def __init__(self, config: AdaptorConfig) -> None:
         """Raises ValueError (RoutesError) or QuarantineError."""
         self._config = config
+        self.draining = False
         self._keeper = QuarantineWriter(Quarantine(config.quarantine, config.quarantine_bound))
         wanted = dict.fromkeys(route.sink for route in config.routes)
         self.lanes = tuple(Lane(config, sink, self._keeper) for sink in wanted)
@@ -219,6 +233,7 @@ class Adaptor:
             await asyncio.wait((*tasks, stopping), return_when=asyncio.FIRST_COMPLETED)
         finally:
             stopping.cancel()
+            self.draining = True
             await asyncio.gather(*(lane.stop(self._config.stop_within) for lane in self.lanes))
             for task in tasks:
                 task.cancel()
@@ -274,16 +289,17 @@ class Adaptor:
 
 async def serve(config: AdaptorConfig, stop: asyncio.Event | None = None) -> None:
     """Run an adaptor until `stop` is set or we are cancelled, with its status socket if wanted."""
-    adaptor = Adaptor(config)
-    server = None
-    if config.status is not None:
-        server = await serve_status(config.status, adaptor.snapshot)
-    try:
+    async with contextlib.AsyncExitStack() as undo:
+        adaptor = Adaptor(config)
+        if config.status is not None:
+            path = config.status
+            undo.callback(path.unlink, missing_ok=True)
+            undo.callback((await serve_status(path, adaptor.snapshot)).close)
+        if config.http is not None:
+            from weir.adaptor.operations import serve_operations
+
+            undo.callback((await serve_operations(adaptor, *config.http)).close)
         await adaptor.run(stop or asyncio.Event())
-    finally:
-        if server is not None and config.status is not None:
-            server.close()
-            config.status.unlink(missing_ok=True)
 
 
 def client_id(prefix: str, sink: str) -> str:
