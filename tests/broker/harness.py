@@ -97,6 +97,20 @@ class Mosquitto:
             self._process.terminate()
             await self._process.wait()
 
+    async def kill(self) -> None:
+        """SIGKILL: what it has not saved is gone."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+            await self._process.wait()
+
+    async def save(self) -> None:
+        """Write the sessions to disk now (SIGUSR1), and wait until they are there."""
+        assert self._process is not None
+        saved = self._folder / "mosquitto.db"
+        before = saved.stat().st_mtime_ns if saved.exists() else 0
+        self._process.send_signal(signal.SIGUSR1)
+        await until(lambda: saved.exists() and saved.stat().st_mtime_ns != before, "saved")
+
     def freeze(self) -> None:
         """As a machine that hangs: connections stay open and nothing answers."""
         assert self._process is not None

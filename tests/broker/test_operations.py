@@ -135,19 +135,21 @@ async def test_ready_means_connected_and_alive_means_running(
     broker: Mosquitto, sink: Sink, tmp_path: Path
 ) -> None:
     await sink.stop()  # which must not matter
-    async with adaptor(broker.url, one_route(sink), tmp_path) as running:
-        async with operations(running) as port:
-            await broker.publish(READINGS)
-            await until(lambda: running.sink(sink.url)["state"] == "blocked", "blocked")
-            assert await get(port, "/readyz") == (200, "ready\n")
-            await broker.stop()
-            await until(lambda: not running.sink(sink.url)["connected"], "the loss is seen")
-            status, body = await get(port, "/readyz?verbose")
-            assert (status, body.startswith(f"{sink.url}: ")) == (503, True)
-            assert await get(port, "/healthz") == (200, "alive\n")
-            await broker.start()
-            await running.connected()
-            assert (await get(port, "/readyz"))[0] == 200
+    async with (
+        adaptor(broker.url, one_route(sink), tmp_path) as running,
+        operations(running) as port,
+    ):
+        await broker.publish(READINGS)
+        await until(lambda: running.sink(sink.url)["state"] == "blocked", "blocked")
+        assert await get(port, "/readyz") == (200, "ready\n")
+        await broker.stop()
+        await until(lambda: not running.sink(sink.url)["connected"], "the loss is seen")
+        status, body = await get(port, "/readyz?verbose")
+        assert (status, body.startswith(f"{sink.url}: ")) == (503, True)
+        assert await get(port, "/healthz") == (200, "alive\n")
+        await broker.start()
+        await running.connected()
+        assert (await get(port, "/readyz"))[0] == 200
 
 
 async def test_an_adaptor_that_drains_is_not_ready_any_more(
@@ -160,15 +162,17 @@ async def test_an_adaptor_that_drains_is_not_ready_any_more(
         return Answer()
 
     sink.script = script
-    async with adaptor(broker.url, one_route(sink), tmp_path) as running:
-        async with operations(running) as port:
-            await broker.publish(READINGS)
-            await until(lambda: len(sink.requests) == 10, "with the sink")
-            stopping = asyncio.create_task(running.stop())
-            await until(lambda: running.adaptor.draining, "it drains")
-            assert await get(port, "/readyz") == (503, "draining\n")
-            gate.set()
-            await stopping
+    async with (
+        adaptor(broker.url, one_route(sink), tmp_path) as running,
+        operations(running) as port,
+    ):
+        await broker.publish(READINGS)
+        await until(lambda: len(sink.requests) == 10, "with the sink")
+        stopping = asyncio.create_task(running.stop())
+        await until(lambda: running.adaptor.draining, "it drains")
+        assert await get(port, "/readyz") == (503, "draining\n")
+        gate.set()
+        await stopping
 
 
 @pytest.mark.parametrize(
@@ -184,9 +188,11 @@ async def test_an_adaptor_that_drains_is_not_ready_any_more(
 async def test_nothing_else_is_served(
     broker: Mosquitto, sink: Sink, tmp_path: Path, request_: bytes, status: int
 ) -> None:
-    async with adaptor(broker.url, one_route(sink), tmp_path) as running:
-        async with operations(running) as port:
-            answered, body = await ask(port, request_)
+    async with (
+        adaptor(broker.url, one_route(sink), tmp_path) as running,
+        operations(running) as port,
+    ):
+        answered, body = await ask(port, request_)
     assert answered == status
     assert body == "" or request_[:4] != b"HEAD"
 
