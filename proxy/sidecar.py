@@ -7,6 +7,7 @@ status. What is served is the PodServer's business.
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 import time
@@ -27,6 +28,7 @@ def main(environment: Mapping[str, str] = os.environ) -> int:
     started = time.monotonic()
     # a pod may be deleted while this loads, and as process 1 it would not even notice the signal
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOP)
+    _raise_open_files()
     try:
         settings = read_environment(environment)
         passed = sockets.inherited(environment)
@@ -37,6 +39,12 @@ def main(environment: Mapping[str, str] = os.environ) -> int:
     import uvloop  # from here on it is heavy, and connections are queued already
 
     return int(uvloop.run(_serve(settings, open_ports, started)))
+
+
+def _raise_open_files() -> None:
+    """Every connection is a descriptor or two; Go's programs raise their limit as well."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _ports(settings: SidecarSettings) -> dict[str, int]:
