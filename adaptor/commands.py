@@ -20,6 +20,7 @@ from pathlib import Path
 import uvloop
 
 from weir.adaptor import logs, sinks, tryout
+from weir.adaptor.backward import topic_template
 from weir.adaptor.broker import Broker, BrokerError
 from weir.adaptor.events import http_headers
 from weir.adaptor.knative import Environment
@@ -65,6 +66,14 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     adaptor.add_argument("--status", type=Path, help="Unix socket that tells the state as JSON")
     adaptor.add_argument(
         "--http", type=_where, metavar="[HOST:]PORT", help="serve /metrics, /healthz and /readyz"
+    )
+    adaptor.add_argument(
+        "--listen", type=_where, metavar="[HOST:]PORT", help="take CloudEvents by HTTP and publish"
+    )
+    adaptor.add_argument(
+        "--listen-topic",
+        metavar="TEMPLATE",
+        help="under this topic, such as devices/{attr[subject]}/command",
     )
     adaptor.add_argument("--log-format", choices=("text", "json"), default="text")
     adaptor.add_argument(
@@ -157,16 +166,18 @@ def _window(text: str) -> int:
 
 
 def run_adaptor(args: argparse.Namespace) -> int:
-    if args.broker is None or args.routes is None:
-        missing = "--broker (or WEIR_BROKER)" if args.broker is None else "--routes"
+    if args.broker is None or (args.routes is None and args.listen is None):
+        missing = "--broker (or WEIR_BROKER)" if args.broker is None else "--routes (or --listen)"
         return _complain("adaptor", f"{missing} is missing; see weir adaptor --help")
+    if (args.listen is None) != (args.listen_topic is None):
+        return _complain("adaptor", "--listen and --listen-topic belong together; give both")
     if args.log_format == "json":
         logs.use_json()
     try:
         knative = Environment.read()
         config = AdaptorConfig(
             broker=_broker(args),
-            routes=load(args.routes, knative.sink),
+            routes=() if args.routes is None else load(args.routes, knative.sink),
             knative=knative,
             quarantine=args.quarantine,
             client_id=args.client_id,
@@ -175,6 +186,8 @@ def run_adaptor(args: argparse.Namespace) -> int:
             function_url=args.function_url,
             status=args.status,
             http=args.http,
+            listen=args.listen,
+            listen_topic=None if args.listen_topic is None else topic_template(args.listen_topic),
             stop_within=args.grace,
             keep_alive=args.keep_alive,
             session_expiry=args.session_expiry,
@@ -219,10 +232,15 @@ def show_status(args: argparse.Namespace) -> int:
     except (OSError, ValueError) as error:
         return _complain("adaptor status", f"nobody answers at {args.socket}: {error}")
     well = all(sink["connected"] and sink["state"] == "up" for sink in status["sinks"])
+    well = well and (status["listen"] is None or status["listen"]["connected"])
     if args.json:
         print(json.dumps(status))
         return 0 if well else 1
     print(f"broker {status['broker']}, quarantine {status['quarantine']}")
+    listen = status["listen"]
+    if listen is not None:
+        counts = ", ".join(f"{name} {listen[name]}" for name in ("published", "refused", "failed"))
+        print(f"listen, to {listen['topic']}: {listen['session']}; {counts}")
     for sink in status["sinks"]:
         window = sink["window"]
         print(f"sink {sink['name']}: {sink['reason'] or 'up'}")

@@ -134,6 +134,59 @@ def from_json(payload: bytes) -> Event:
     return Event(attributes, data, content_type)
 
 
+def to_json(event: Event) -> bytes:
+    """The event in the JSON format: data as JSON where it is JSON, as text where it is text, else
+    in base64."""
+    document: dict[str, object] = dict(event.attributes)
+    declared = event.content_type
+    if declared is not None:
+        document["datacontenttype"] = declared
+    if event.data:
+        document |= _data_members(declared, event.data)
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode(
+        "utf-8", "replace"
+    )
+
+
+def _data_members(declared: str | None, data: bytes) -> dict[str, object]:
+    try:
+        if declared is not None and _is_json(declared):
+            return {"data": json.loads(data)}
+        if declared is not None and declared.lower().startswith("text/"):
+            return {"data": data.decode("utf-8")}
+    except (ValueError, RecursionError):
+        pass  # not what it says it is; base64 carries everything
+    return {"data_base64": base64.b64encode(data).decode("ascii")}
+
+
+def from_http(headers: list[tuple[bytes, bytes]], body: bytes) -> Event:
+    """An event of a request, binary or structured mode (CloudEvents HTTP binding). `headers`: names
+    in lower case. Raises MalformedEvent."""
+    declared = next((value for name, value in headers if name == b"content-type"), b"")
+    content_type = declared.decode("latin-1").strip()
+    essence = content_type.partition(";")[0].strip().lower()
+    if essence.startswith("application/cloudevents-batch"):
+        raise MalformedEvent("batches are not taken; send one event per request")
+    if essence == "application/cloudevents+json":
+        return from_json(body)
+    if essence.startswith("application/cloudevents"):
+        raise MalformedEvent(f"the format `{essence}` is not known; send JSON or binary mode")
+    attributes: dict[str, str] = {}
+    for name, value in headers:
+        if not name.startswith(b"ce-"):
+            continue
+        attribute = name[3:].decode("latin-1")
+        if attribute in attributes:
+            raise MalformedEvent(f"the attribute `{attribute}` stands twice")
+        if attribute == "datacontenttype" or not is_attribute_name(attribute):
+            raise MalformedEvent(f"`ce-{attribute}` is no attribute of binary mode")
+        attributes[attribute] = decode_value(value.decode("latin-1"))
+    check(attributes)
+    if content_type and not is_media_type(content_type):
+        raise MalformedEvent(f"the content type `{content_type}` is not a media type")
+    return Event(attributes, body, content_type or None)
+
+
 def _canonical(name: str, value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"

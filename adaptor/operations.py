@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from weir.proxy.policy.histogram import SUB_BITS, Latencies, lower_bound
 
 if TYPE_CHECKING:
+    from weir.adaptor.backward import Backward
     from weir.adaptor.service import Adaptor, Lane
 
 PATIENCE = 5.0
@@ -73,6 +74,8 @@ def _lines(adaptor: Adaptor) -> Iterator[str]:
             *(kind, about),
             ((_labels(sink=lane.sink), value(lane)) for lane in adaptor.lanes),
         )
+    if adaptor.backward is not None:
+        yield from _backward(adaptor.backward)
 
 
 _PER_SINK: tuple[tuple[str, str, str, Callable[[Lane], float]], ...] = (
@@ -93,6 +96,16 @@ _PER_SINK: tuple[tuple[str, str, str, Callable[[Lane], float]], ...] = (
     ("unrouted_total", "counter", "Messages of subscriptions that no route has any more.",
      lambda lane: lane.pipeline.unrouted),
 )  # fmt: skip
+
+
+def _backward(backward: Backward) -> Iterator[str]:
+    for name, value, about in (
+        ("published", backward.published, "Events taken by HTTP that the broker has acknowledged."),
+        ("refused", backward.refused, "Events answered 4xx."),
+        ("failed", backward.failed, "Events answered 503, to be sent again."),
+    ):
+        full = f"weir_adaptor_listen_{name}_total"
+        yield f"# HELP {full} {about}\n# TYPE {full} counter\n{full} {value}\n"
 
 
 def _family(
@@ -147,6 +160,9 @@ def readiness(adaptor: Adaptor) -> tuple[int, bytes]:
         for lane in adaptor.lanes
         if not lane.session.connected
     ]
+    backward = adaptor.backward
+    if backward is not None and not backward.publisher.connected:
+        missing.append(f"listen: {backward.publisher.error or 'connecting'}")
     if missing:
         return 503, ("\n".join(missing) + "\n").encode("utf-8", "replace")
     return 200, b"ready\n"

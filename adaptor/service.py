@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 import itertools
+import os
 import time
 import zlib
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from weir.adaptor import sinks
+from weir.adaptor.backward import Backward
 from weir.adaptor.broker import (
     Broker,
     BrokerError,
@@ -39,6 +41,7 @@ from weir.adaptor.routes import FUNCTION, Route
 from weir.adaptor.session import Session5
 from weir.adaptor.session311 import Session311
 from weir.adaptor.subscriptions import others
+from weir.adaptor.templates import Template
 from weir.proxy.policy.histogram import Latencies
 from weir.proxy.wire.status import serve_status
 
@@ -55,7 +58,8 @@ HIGHEST_NUMBER = 268_435_455
 class AdaptorConfig:
     """`client_id` is a prefix, different for every adaptor on a broker, the same after a restart.
     `function_url`: where the sink `function` is. `stop_within`: seconds for what is in flight.
-    `http`: where to serve metrics and health."""
+    `http`: where to serve metrics and health. `listen`: where to take events to be published under
+    `listen_topic`."""
 
     broker: str | Broker
     routes: tuple[Route, ...]
@@ -69,6 +73,8 @@ class AdaptorConfig:
     quarantine_bound: int = BOUND
     status: Path | None = None
     http: tuple[str, int] | None = None
+    listen: tuple[str, int] | None = None
+    listen_topic: Template | None = None
     stop_within: float = 10.0
 
     knative: Environment = field(default_factory=Environment)
@@ -223,20 +229,32 @@ class Adaptor:
         self._keeper = QuarantineWriter(Quarantine(config.quarantine, config.quarantine_bound))
         wanted = dict.fromkeys(route.sink for route in config.routes)
         self.lanes = tuple(Lane(config, sink, self._keeper) for sink in wanted)
+        self.backward: Backward | None = None
+        if config.listen is not None and config.listen_topic is not None:
+            self.backward = Backward(
+                *(config.address, f"{config.client_id}-listen-{os.getpid()}", config.protocol),
+                *(config.keep_alive, config.listen, config.listen_topic),
+            )
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop` is set or the task is cancelled; then everything is put away in order."""
         await self._look_after_unused_sessions()
         tasks = [asyncio.create_task(lane.run(), name=lane.sink) for lane in self.lanes]
+        ending = asyncio.Event()
+        if self.backward is not None:
+            running = self.backward.run(ending, self._config.stop_within)
+            tasks.append(asyncio.create_task(running, name="listen"))
         stopping = asyncio.create_task(stop.wait())
         try:
             await asyncio.wait((*tasks, stopping), return_when=asyncio.FIRST_COMPLETED)
         finally:
             stopping.cancel()
             self.draining = True
+            ending.set()
             await asyncio.gather(*(lane.stop(self._config.stop_within) for lane in self.lanes))
             for task in tasks:
-                task.cancel()
+                if task.get_name() != "listen":
+                    task.cancel()
             ends = await asyncio.gather(*tasks, return_exceptions=True)
             self._keeper.close()
         for end in ends:
@@ -284,6 +302,7 @@ class Adaptor:
                 for sink, flow in flows
             ],
             "sinks": [lane.snapshot() for lane in self.lanes],
+            "listen": None if self.backward is None else self.backward.snapshot(),
         }
 
 

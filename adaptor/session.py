@@ -160,6 +160,10 @@ class Session5(Session):
             self._remembered.holding(wanted_filters)
         return refused
 
+    def published(self, packet: mqtt5.PubAckPacket) -> bool:
+        """Whether we published that; a session that only receives never did."""
+        return False
+
     def _write_acks(self, packet_ids: Sequence[int]) -> None:
         if self._connection is not None:
             self._connection.write(
@@ -196,6 +200,10 @@ class _Connection(asyncio.Protocol):
         self.resumed = False
         self.lost: asyncio.Future[None] = self._loop.create_future()
         self.can_number_subscriptions = True
+        self.send_window = 65_535
+        """Publishes of ours that the broker takes before it has acknowledged one."""
+        self.largest: int | None = None
+        """Bytes of a packet that the broker takes."""
         self._keep_alive = float(session.settings.keep_alive)
         self._heard = self._said = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
@@ -303,6 +311,8 @@ class _Connection(asyncio.Protocol):
                 answer.set_result(max(each.value for each in packet.reason_codes))
         elif isinstance(packet, mqtt5.DisconnectPacket):
             self._end(f"ended the session: {explain(packet, self._broker)}")
+        elif isinstance(packet, mqtt5.PubAckPacket) and self._session.published(packet):
+            pass
         elif not isinstance(packet, mqtt5.PingRespPacket):
             self._end(f"sent an unexpected {type(packet).__name__}")
 
@@ -336,6 +346,7 @@ class _Connection(asyncio.Protocol):
                 *(broker, kept, settings.expiry),
             )
         self.can_number_subscriptions = connack.subscription_id_available
+        self.send_window, self.largest = connack.receive_max, connack.max_packet_size
         if connack.server_keep_alive is not None:
             self._keep_alive = float(connack.server_keep_alive)
         self._watch()

@@ -40,6 +40,7 @@ _REFUSALS = {  # paho tells the five return codes of 3.1.1 by the reason codes o
 class Session311(Session):
     protocol = "3.1.1"
 
+    client: aiomqtt.Client | None = None
     _client: paho.Client | None = None
     _reading = True
     _paused = False
@@ -53,12 +54,13 @@ class Session311(Session):
         self._ended = asyncio.Event()
         try:
             async with client:
+                self.client = client
                 self._up(await self._subscribe(client))
                 await self._until_the_end(client)
         except aiomqtt.MqttError as error:
             raise self._explain(error) from error
         finally:
-            self._client = None
+            self._client = self.client = None
             _retrieve(client)
             self._ended.set()
 

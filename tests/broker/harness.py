@@ -403,6 +403,11 @@ class AdaptorProcess:
         ]
         self._process: asyncio.subprocess.Process | None = None
 
+    def without_routes(self) -> None:
+        """Before it starts: it only listens."""
+        at = self._command.index("--routes")
+        del self._command[at : at + 2]
+
     async def __aenter__(self) -> AdaptorProcess:
         await self.start()
         return self

@@ -256,6 +256,6 @@ def test_what_is_missing_on_the_command_line_is_named(
     assert weir("adaptor", "--routes", "x") == 2
     assert "--broker (or WEIR_BROKER) is missing" in capsys.readouterr().err
     assert weir("adaptor", "--broker", "mqtt://h") == 2
-    assert "--routes is missing" in capsys.readouterr().err
+    assert "--routes (or --listen) is missing" in capsys.readouterr().err
     assert weir("adaptor", "status", str(tmp_path / "none.sock")) == 2
     assert "none.sock" in capsys.readouterr().err

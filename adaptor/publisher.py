@@ -1,0 +1,135 @@
+"""Publishing at QoS 1, done when the broker has said so: the other direction of a session.
+
+A publisher is a session without subscriptions that ends with its connection. Nothing is queued: a
+message is with the broker, or its caller is told that it isn't and may try again; after a lost
+connection nobody knows, and trying again may publish it twice. Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+import aiomqtt
+import mqtt5
+
+from weir.adaptor.broker import Broker, SessionSettings
+from weir.adaptor.events import Event, to_json
+from weir.adaptor.session import Session5, in_words
+from weir.adaptor.session311 import Session311
+
+HIGHEST_ID = 65_535
+PATIENCE = 15.0
+"""Seconds for the broker's PUBACK."""
+
+REFUSED_FOR_GOOD = (
+    mqtt5.PubAckReasonCode.NOT_AUTHORIZED,
+    mqtt5.PubAckReasonCode.TOPIC_NAME_INVALID,
+    mqtt5.PubAckReasonCode.PAYLOAD_FORMAT_INVALID,
+)
+
+
+class NotPublished(Exception):
+    """str() says why. `for_good`: trying again won't help."""
+
+    def __init__(self, text: str, *, for_good: bool = False) -> None:
+        super().__init__(text)
+        self.for_good = for_good
+
+
+class Publisher(Protocol):
+    """What both kinds can do."""
+
+    async def publish(self, topic: str, event: Event) -> None:
+        """The event in the CloudEvents MQTT binding. Raises NotPublished."""
+
+
+def _settings(client_id: str, keep_alive: int) -> SessionSettings:
+    return SessionSettings(client_id, keep_alive=keep_alive, expiry=0, clean_start=True)
+
+
+class Publisher5(Session5):
+    """Binary mode: attributes as user properties, the payload as it is."""
+
+    def __init__(self, broker: Broker, client_id: str, keep_alive: int) -> None:
+        super().__init__(broker, _settings(client_id, keep_alive), (), lambda message, ticket: None)
+        self._asked: dict[int, asyncio.Future[mqtt5.PubAckPacket]] = {}
+        self._last = 0
+
+    async def publish(self, topic: str, event: Event) -> None:
+        connection = self._connection
+        if connection is None or not self.connected:
+            raise NotPublished(self.error or f"not connected to the broker {self.broker} yet")
+        if len(self._asked) >= connection.send_window:
+            raise NotPublished(f"the broker {self.broker} is busy with what it got before")
+        packet_id = self._free_id()
+        try:
+            packet = mqtt5.PublishPacket(
+                topic,
+                event.data,
+                qos=mqtt5.QoS.AT_LEAST_ONCE,
+                packet_id=packet_id,
+                content_type=event.content_type,
+                user_properties=list(event.attributes.items()),
+            ).write()
+        except ValueError as error:  # an attribute longer than MQTT's strings, or no UTF-8
+            raise NotPublished(f"MQTT can't carry the event: {error}", for_good=True) from error
+        if connection.largest is not None and len(packet) > connection.largest:
+            raise NotPublished(
+                f"the broker {self.broker} takes no more than {connection.largest} bytes",
+                for_good=True,
+            )
+        answer: asyncio.Future[mqtt5.PubAckPacket] = asyncio.get_running_loop().create_future()
+        self._asked[packet_id] = answer
+        connection.write(packet)
+        await asyncio.wait(
+            (answer, connection.lost), timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED
+        )
+        if not answer.done():  # the id stays taken until the answer or the end of the connection
+            raise NotPublished(f"the broker {self.broker} did not acknowledge the message")
+        code = answer.result().reason_code
+        if code.value >= 0x80:
+            raise NotPublished(
+                f"the broker {self.broker} refuses the message: {in_words(code)}",
+                for_good=code in REFUSED_FOR_GOOD,
+            )
+
+    def _free_id(self) -> int:
+        while True:
+            self._last = self._last % HIGHEST_ID + 1
+            if self._last not in self._asked:
+                return self._last
+
+    def published(self, packet: mqtt5.PubAckPacket) -> bool:
+        answer = self._asked.pop(packet.packet_id, None)
+        if answer is not None and not answer.done():
+            answer.set_result(packet)
+        return answer is not None
+
+    def _down(self) -> None:
+        super()._down()
+        self._asked.clear()
+
+
+class Publisher311(Session311):
+    """Structured mode: 3.1.1 has no properties. Its PUBACK says nothing but that it came."""
+
+    def __init__(self, broker: Broker, client_id: str, keep_alive: int) -> None:
+        super().__init__(broker, _settings(client_id, keep_alive), (), lambda message, ticket: None)
+
+    async def publish(self, topic: str, event: Event) -> None:
+        client = self.client
+        if client is None or not self.connected:
+            raise NotPublished(self.error or f"not connected to the broker {self.broker} yet")
+        try:
+            await client.publish(topic, to_json(event), 1, timeout=PATIENCE)
+        except ValueError as error:
+            raise NotPublished(f"MQTT can't carry the event: {error}", for_good=True) from error
+        except aiomqtt.MqttError as error:
+            raise NotPublished(
+                f"the broker {self.broker} did not acknowledge the message: {error}"
+            ) from error
+
+
+def publisher_kind(version: str) -> type[Publisher5 | Publisher311]:
+    return Publisher311 if version == "3.1.1" else Publisher5
