@@ -1,13 +1,14 @@
-"""`python -m tests.cluster up|down|kubectl …`: the test cluster by hand."""
+"""`python -m tests.cluster up|images|down|kubectl …`: the test cluster by hand."""
 
 import os
 import signal
 import sys
 
 from tests.cluster import cluster, keys
+from tests.cluster.images import own_archives
 from tests.cluster.places import BIN
 
-USAGE = "usage: python -m tests.cluster up | down | status | kubectl ARGUMENT..."
+USAGE = "usage: python -m tests.cluster up | images | down | status | kubectl ARGUMENT..."
 
 
 def main(arguments: list[str]) -> int:
@@ -18,6 +19,9 @@ def main(arguments: list[str]) -> int:
                 cluster.up()
             case ["down"]:
                 cluster.down()
+            case ["images"]:
+                for archive in own_archives():
+                    cluster.load(archive)
             case ["status"]:
                 print("up" if cluster.is_up() else "down")
                 return 0 if cluster.is_up() else 1

@@ -2,7 +2,8 @@
 
 Knative needs somebody to implement its Ingress (KIngress). This is the least that makes Routes
 Ready and brings requests in: it declares every KIngress configured, and forwards HTTP/1.1 by Host
-and tag header to the Kubernetes Service that the KIngress names. No TLS, no HTTP/2, no retries.
+and tag header to the Kubernetes Service that the KIngress names. No TLS, no HTTP/2, no retries,
+and a connection for each request, so that what Kubernetes decides is what happens.
 Not a gateway to measure anything with.
 """
 
@@ -177,7 +178,7 @@ async def main() -> None:
     server = dns.Server()
     loop = asyncio.get_running_loop()
     await loop.create_datagram_endpoint(lambda: server, local_addr=(NODE_ADDRESS, 53))
-    connections = aiohttp.TCPConnector(limit=0)
+    connections = aiohttp.TCPConnector(limit=0, force_close=True)
     no_limit = aiohttp.ClientTimeout(total=None)
     async with (
         api.connect() as session,

@@ -1,20 +1,40 @@
-"""The images that run in the test cluster, besides Weir's own.
+"""The images that run in the test cluster: upstream's, Weir's, and the tests' user container."""
 
-Each is one static program; a docker-archive is written again only when its program changed.
-"""
-
+import tempfile
 from pathlib import Path
 
+from image import __main__ as weir_image
 from image import archive
+from image.rootfs import Runtime
+from tests.cluster import user
 from tests.cluster.build import SERVING_COMMANDS, TEST_IMAGES
 from tests.cluster.node import PAUSE_IMAGE
-from tests.cluster.places import BIN, IMAGES, upstream_image
+from tests.cluster.places import BIN, IMAGES, SIDECAR_IMAGE, USER_IMAGE, upstream_image
+
+PYTHON = "/usr/bin/python3"
 
 
 def upstream_archives() -> list[Path]:
-    """Docker-archives of the pause program and of what was built from Knative's modules."""
+    """Docker-archives of the pause program and of what was built from Knative's modules.
+
+    Each is one static program; one is written again only when its program changed.
+    """
     names = {name: upstream_image(name) for name in (*SERVING_COMMANDS, *TEST_IMAGES)}
     return [_one_program("pause", PAUSE_IMAGE), *(_one_program(*pair) for pair in names.items())]
+
+
+def own_archives() -> list[Path]:
+    """Docker-archives of Weir and of the user container, built anew."""
+    weir, user_container = IMAGES / "weir.tar", IMAGES / "user.tar"
+    weir_image.main([str(weir), "--name", SIDECAR_IMAGE, "--python", PYTHON])
+    runtime = Runtime(PYTHON)
+    with tempfile.TemporaryDirectory() as stage:
+        files = {**archive.base_files(), **runtime.files(Path(stage))}
+        files["/user.py"] = Path(user.__file__)
+        layers = [archive.layer(files)]
+    process = archive.Process((runtime.python, "-ISB", "/user.py"))
+    archive.write(user_container, USER_IMAGE, layers, process)
+    return [weir, user_container]
 
 
 def _one_program(program: str, name: str) -> Path:

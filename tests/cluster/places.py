@@ -39,9 +39,10 @@ CGROUP = "kubepods"
 
 INGRESS_CLASS = "weir-test.ingress.networking.knative.dev"
 
-SIDECAR_IMAGE = "dev.local/weir:e2e"
-"""`dev.local` is a registry whose tags Knative never resolves to digests."""
-USER_IMAGE = "dev.local/weir-e2e-user:e2e"
+SIDECAR_IMAGE = "dev.local/weir:dev"
+"""As manifests/overlays/sidecar has it. Knative leaves tags of `dev.local` as they are, and the
+kubelet never pulls an image it has, unless its tag is `latest`."""
+USER_IMAGE = "dev.local/weir-test-user:dev"
 
 
 def upstream_image(name: str) -> str:
