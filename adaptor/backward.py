@@ -14,15 +14,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 from typing import cast
 
 import httptools
 
 from weir.adaptor.address import Broker
-from weir.adaptor.broker import Silence, WrongVersion, log
+from weir.adaptor.broker import log
 from weir.adaptor.events import Event, MalformedEvent, from_http
-from weir.adaptor.publisher import NotPublished, Publisher5, Publisher311
+from weir.adaptor.publisher import AnyPublisher, NotPublished, Publisher5, Publisher311
 from weir.adaptor.templates import Content, Template, TemplateError, User
 
 LARGEST_EVENT = 1 << 20
@@ -82,15 +81,16 @@ class Backward:
         topic: Template,
     ) -> None:
         """`protocol`: as of the sessions, 5 or 3.1.1 or auto."""
-        self._broker, self._client_id, self._keep_alive = broker, client_id, keep_alive
-        self._protocol, self._where, self._topic = protocol, where, topic
-        self.publisher = self._new(Publisher311 if protocol == "3.1.1" else Publisher5)
+        self._broker, self._where, self._topic = broker, where, topic
+        self._publisher = AnyPublisher(broker, client_id, protocol, keep_alive)
         self._connections: set[_Connection] = set()
         self.published = self.refused = self.failed = 0
         self.port = 0
 
-    def _new(self, kind: type[Publisher5 | Publisher311]) -> Publisher5 | Publisher311:
-        return kind(self._broker, self._client_id, self._keep_alive)
+    @property
+    def publisher(self) -> Publisher5 | Publisher311:
+        """The session as it is now."""
+        return self._publisher.session
 
     async def run(self, stop: asyncio.Event, seconds: float) -> None:
         """Until `stop` is set; then nothing new is taken, and what is under way gets `seconds`.
@@ -98,7 +98,7 @@ class Backward:
         loop = asyncio.get_running_loop()
         server = await loop.create_server(lambda: _Connection(self), *self._where)
         self.port = server.sockets[0].getsockname()[1]
-        publishing = asyncio.create_task(self._publish())
+        publishing = asyncio.create_task(self._publisher.run())
         stopping = asyncio.create_task(stop.wait())
         try:
             await asyncio.wait((publishing, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -112,25 +112,11 @@ class Backward:
                 await asyncio.wait(answering, timeout=seconds)
             for connection in list(self._connections):
                 connection.close()
-            await self.publisher.close()
+            await self._publisher.close()
             publishing.cancel()
             (end,) = await asyncio.gather(publishing, return_exceptions=True)
         if isinstance(end, Exception):
             raise end
-
-    async def _publish(self) -> None:
-        """Keeps the publisher connected; `auto` finds the version as the lanes do."""
-        tentative = self._protocol == "auto"
-        kinds = itertools.cycle((Publisher311, Publisher5))
-        while True:
-            try:
-                return await self.publisher.run(tentative=tentative)
-            except (WrongVersion, Silence) as error:
-                kind = cast(type[Publisher5 | Publisher311], next(kinds))
-                if not tentative or (isinstance(error, WrongVersion) and kind is Publisher5):
-                    raise
-                log.warning("%s Trying MQTT %s.", error, kind.protocol)
-            self.publisher = self._new(kind)
 
     async def take(
         self, method: bytes, headers: list[tuple[bytes, bytes]], body: bytes
@@ -145,7 +131,7 @@ class Backward:
             self.refused += 1
             return 400, str(error)
         try:
-            await self.publisher.publish(topic, event)
+            await self._publisher.publish(topic, event)
         except NotPublished as error:
             if error.for_good:
                 self.refused += 1

@@ -1,4 +1,4 @@
-"""Dead letters: events that their sink does not take, handed to another one with the reason.
+"""Dead letters: events that their sink does not take, handed on with the reason.
 
 Knative's delivery contract says how: the event as it was, with `knativeerrordest`,
 `knativeerrorcode` and `knativeerrordata` on it. A dead letter sink is retried like any other; when
@@ -13,8 +13,11 @@ import time
 from typing import Protocol
 
 from weir.adaptor.events import Event, http_headers
+from weir.adaptor.publisher import NotPublished, Publisher
 from weir.adaptor.quarantine import Held
 from weir.adaptor.retry import Delivery, Verdict, judge, retry_after
+from weir.adaptor.templates import Template
+from weir.adaptor.topics import TopicFilter
 from weir.proxy.wire.client import Response, TransportError
 
 LONGEST_DATA = 1024
@@ -42,41 +45,83 @@ def letter(held: Held, destination: str) -> Event:
 
 
 class DeadLetters:
-    """One dead letter sink. A task per letter: letters are rare, and never more than the window of
-    the session that they came by."""
+    """A task per letter: letters are rare, and never more than the window of the session that they
+    came by."""
 
-    def __init__(self, uri: str, request_line: bytes, caller: Caller) -> None:
-        self._uri, self._request_line, self._caller = uri, request_line, caller
+    def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def send(self, event: Event, delivery: Delivery) -> asyncio.Task[None]:
-        """Ends when the sink has taken it, or raises Undeliverable."""
-        task = asyncio.get_running_loop().create_task(self._send(event, delivery))
+    def send(self, event: Event, topic: str, delivery: Delivery) -> asyncio.Task[None]:
+        """Ends when the letter has arrived, or raises Undeliverable. `topic`: of the message."""
+        task = asyncio.get_running_loop().create_task(self._send(event, topic, delivery))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _send(self, event: Event, delivery: Delivery) -> None:
-        head = self._request_line + http_headers(event)
+    async def _send(self, event: Event, topic: str, delivery: Delivery) -> None:
+        """As often as the route's delivery says."""
         for attempt in range(delivery.retry + 1):
-            asked = 0.0
-            try:
-                response = await self._caller.request(head, event.data, delivery.timeout)
-            except TransportError as error:
-                why = str(error)
-            else:
-                verdict, why = judge(response.status), f"it answered {response.status}"
-                if verdict is Verdict.DELIVERED:
-                    return
-                if verdict is Verdict.REJECTED:
-                    break
-                value = response.header(b"retry-after")
-                asked = retry_after(response.status, value, time.time())
-            if attempt < delivery.retry:
-                await asyncio.sleep(delivery.backoff(attempt, asked))
-        raise Undeliverable(f"the dead letter sink {self._uri} does not take it: {why}")
+            final, why, asked = await self._try(event, topic, delivery)
+            if not why:
+                return
+            if final or attempt == delivery.retry:
+                break
+            await asyncio.sleep(delivery.backoff(attempt, asked))
+        raise Undeliverable(why)
+
+    async def _try(self, event: Event, topic: str, delivery: Delivery) -> tuple[bool, str, float]:
+        """Whether trying again is no use, why it did not arrive ("" if it did), and the seconds
+        that we are asked to wait."""
+        raise NotImplementedError
 
     def stop(self) -> None:
         """What is under way is given up; its messages stay unacknowledged."""
         for task in list(self._tasks):
             task.cancel()
+
+
+class LettersByHttp(DeadLetters):
+    """To another sink."""
+
+    def __init__(self, uri: str, request_line: bytes, caller: Caller) -> None:
+        super().__init__()
+        self._uri, self._request_line, self._caller = uri, request_line, caller
+
+    async def _try(self, event: Event, topic: str, delivery: Delivery) -> tuple[bool, str, float]:
+        head = self._request_line + http_headers(event)
+        said = f"the dead letter sink {self._uri} does not take it: "
+        try:
+            response = await self._caller.request(head, event.data, delivery.timeout)
+        except TransportError as error:
+            return False, f"{said}{error}", 0.0
+        verdict = judge(response.status)
+        if verdict is Verdict.DELIVERED:
+            return True, "", 0.0
+        asked = retry_after(response.status, response.header(b"retry-after"), time.time())
+        final = verdict is Verdict.REJECTED
+        return final, f"{said}it answered {response.status}", asked
+
+
+class LettersByMqtt(DeadLetters):
+    """To a topic of the broker that the message came from; taken when the broker says so."""
+
+    def __init__(
+        self, template: Template, broker: str, taken: TopicFilter, publisher: Publisher
+    ) -> None:
+        """`broker`: for the template; `taken`: the route's filter, where no letter may go."""
+        super().__init__()
+        self._template, self._broker, self._taken = template, broker, taken
+        self._publisher = publisher
+
+    async def _try(self, event: Event, topic: str, delivery: Delivery) -> tuple[bool, str, float]:
+        where = self._template.render(topic, self._broker)
+        if not where or self._taken.matches(where):
+            why = (
+                "is none" if not where else "is taken by its own route, so it would go in a circle"
+            )
+            return True, f"the dead letter topic `{where}` {why}", 0.0
+        try:
+            await self._publisher.publish(where, event)
+        except NotPublished as error:
+            return error.for_good, f"the dead letter topic `{where}`: {error}", 0.0
+        return True, "", 0.0

@@ -405,7 +405,8 @@ class Pipeline:
             return
         held = self._held_event(outgoing, failure)
         if policy == "deadLetter" and flow.letters is not None:
-            sent = flow.letters.send(letter(held, self._url), flow.route.delivery)
+            dead = letter(held, self._url)
+            sent = flow.letters.send(dead, outgoing.message.topic, flow.route.delivery)
             sent.add_done_callback(partial(self._lettered, outgoing, held))
         else:
             self._keep(outgoing, held, 0)

@@ -8,12 +8,13 @@ connection nobody knows, and trying again may publish it twice. Knows nothing of
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+import itertools
+from typing import Protocol, cast
 
 import aiomqtt
 import mqtt5
 
-from weir.adaptor.broker import Broker, SessionSettings
+from weir.adaptor.broker import Broker, SessionSettings, Silence, WrongVersion, log
 from weir.adaptor.events import Event, to_json
 from weir.adaptor.session import Session5, in_words
 from weir.adaptor.session311 import Session311
@@ -131,5 +132,35 @@ class Publisher311(Session311):
             ) from error
 
 
-def publisher_kind(version: str) -> type[Publisher5 | Publisher311]:
-    return Publisher311 if version == "3.1.1" else Publisher5
+class AnyPublisher:
+    """A publisher that stays connected, by the protocol asked for; `auto` finds it as the sessions
+    do: 5 first, 3.1.1 for a broker that refuses it, both in turn for one that is silent."""
+
+    def __init__(self, broker: Broker, client_id: str, protocol: str, keep_alive: int) -> None:
+        self._broker, self._client_id, self._keep_alive = broker, client_id, keep_alive
+        self._protocol = protocol
+        self.session = self._new(Publisher311 if protocol == "3.1.1" else Publisher5)
+
+    def _new(self, kind: type[Publisher5 | Publisher311]) -> Publisher5 | Publisher311:
+        return kind(self._broker, self._client_id, self._keep_alive)
+
+    async def run(self) -> None:
+        """Until `close()`. Raises WrongVersion when the broker won't speak what was asked for."""
+        tentative = self._protocol == "auto"
+        kinds = itertools.cycle((Publisher311, Publisher5))
+        while True:
+            try:
+                return await self.session.run(tentative=tentative)
+            except (WrongVersion, Silence) as error:
+                kind = cast(type[Publisher5 | Publisher311], next(kinds))
+                if not tentative or (isinstance(error, WrongVersion) and kind is Publisher5):
+                    raise
+                log.warning("%s Trying MQTT %s.", error, kind.protocol)
+            self.session = self._new(kind)
+
+    async def publish(self, topic: str, event: Event) -> None:
+        """Raises NotPublished."""
+        await self.session.publish(topic, event)
+
+    async def close(self) -> None:
+        await self.session.close()

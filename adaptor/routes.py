@@ -18,7 +18,7 @@
         concurrency: 8                     # events of this route at a time
         rate: 100                          # and per second
         onFailure: deadLetter              # or quarantine, block, drop
-        deadLetterSink: http://host:port/  # like `sink`
+        deadLetterSink: http://host:port/  # like `sink`, or {topic: dead/{topic}}
 
 Unknown keys are errors: a misspelt `onFailure` must not lose an event. Knows nothing of brokers.
 """
@@ -94,9 +94,11 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterSink:
-    """Where events go that their own sink does not take."""
+    """Where events go that their own sink does not take: a URL, or a topic of the broker that they
+    came from, of which only one is set."""
 
-    uri: str
+    uri: str | None = None
+    topic: Template | None = None
     access: Access = field(default_factory=Access)
 
 
@@ -199,7 +201,7 @@ def _check_access(document: Document, routes: list[Route | None]) -> None:
         if route is None:
             continue
         reached = [("sink", route.sink, route.access)]
-        if route.dead_letter is not None:
+        if route.dead_letter is not None and route.dead_letter.uri is not None:
             reached.append(("deadLetterSink", route.dead_letter.uri, route.dead_letter.access))
         for name, uri, access in reached:
             if seen.setdefault(uri, access) != access:
@@ -229,7 +231,7 @@ def _route(document: Document, index: int, entry: object, default_sink: str | No
         return Template.parse(text, fewest_levels=levels, always=True)
 
     sink, access = _sink(place, "sink", default_sink)
-    dead_letter = _dead_letter(place)
+    dead_letter = _dead_letter(place, topic_filter)
     values = {
         "name": place.text("name", str(entry.get("filter", "?"))),
         "sink": sink,
@@ -320,13 +322,39 @@ def _sink(place: Place, field: str, default: str | None = None) -> tuple[str | N
     return uri, access
 
 
-def _dead_letter(place: Place) -> DeadLetterSink | None:
+def _dead_letter(place: Place, topic_filter: TopicFilter | None) -> DeadLetterSink | None:
+    value = place.values.get("deadLetterSink")
     if "deadLetterSink" not in place.values:
         return None
+    if isinstance(value, dict) and "topic" in value:
+        return _dead_letter_topic(place, topic_filter)
     uri, access = _sink(place, "deadLetterSink")
     if uri == FUNCTION:
-        place.wrong("deadLetterSink", f"`{FUNCTION}` can't be one; write a URL")
-    return None if uri is None else DeadLetterSink(uri, access)
+        place.wrong("deadLetterSink", f"`{FUNCTION}` can't be one; write a URL or {{topic: ...}}")
+    return None if uri is None else DeadLetterSink(uri, access=access)
+
+
+def _dead_letter_topic(place: Place, topic_filter: TopicFilter | None) -> DeadLetterSink | None:
+    inner = place.inner("deadLetterSink", "topic")
+    assert inner is not None
+    inner.check_keys(("topic",))
+    levels = 1_000 if topic_filter is None else topic_filter.fewest_levels
+    template = inner.parsed("topic", lambda text: Template.parse(text, fewest_levels=levels))
+    if template is None:
+        return None
+    plain = "".join(part for part in template.parts if isinstance(part, str))
+    if template.dynamic or any(each in plain for each in "+#\0") or plain.startswith("$"):
+        inner.wrong(
+            "topic",
+            "must be a topic to publish to, without wildcards, made of text and of what the "
+            "message's topic tells",
+        )
+        return None
+    whole = len(template.parts) == 1 and isinstance(template.parts[0], str)
+    if topic_filter is not None and whole and topic_filter.matches(template.text):
+        inner.wrong("topic", "is taken by the route's own filter: its letters would go in a circle")
+        return None
+    return DeadLetterSink(topic=template)
 
 
 def _on_failure(place: Place, dead_letter: DeadLetterSink | None) -> OnFailure:

@@ -32,10 +32,11 @@ from weir.adaptor.broker import (
     end_session,
     log,
 )
-from weir.adaptor.deadletter import DeadLetters
+from weir.adaptor.deadletter import DeadLetters, LettersByHttp, LettersByMqtt
 from weir.adaptor.delivery import Flow, Pipeline
 from weir.adaptor.knative import Environment
 from weir.adaptor.mapping import Mapper
+from weir.adaptor.publisher import AnyPublisher
 from weir.adaptor.quarantine import BOUND, Quarantine, QuarantineWriter
 from weir.adaptor.routes import FUNCTION, Route
 from weir.adaptor.session import Session5
@@ -106,6 +107,8 @@ class Lane:
         self._broker = config.address
         routes = [route for route in config.routes if route.sink == sink]
         numbers = subscription_numbers(routes)
+        self._publisher: AnyPublisher | None = None
+        self._publishing: asyncio.Task[None] | None = None
         self._letterboxes: dict[str, tuple[DeadLetters, sinks.SinkClient]] = {}
         self.flows = tuple(
             Flow(
@@ -129,14 +132,25 @@ class Lane:
         self.session = self._new_session(Session311 if config.protocol == "3.1.1" else Session5)
 
     def _letters(self, route: Route) -> DeadLetters | None:
-        """The dead letter sink of a route; routes with the same one share it."""
-        if route.dead_letter is None:
+        """The dead letter sink of a route; routes with the same URL share it."""
+        wanted = route.dead_letter
+        if wanted is None:
             return None
-        uri, access = route.dead_letter.uri, route.dead_letter.access
+        if wanted.topic is not None:
+            if self._publisher is None:
+                config = self._config
+                name = f"{client_id(config.client_id, self.sink)}-letters-{os.getpid()}"
+                self._publisher = AnyPublisher(
+                    self._broker, name, config.protocol, config.keep_alive
+                )
+            address = self._broker.address
+            return LettersByMqtt(wanted.topic, address, route.filter, self._publisher)
+        uri, access = wanted.uri, wanted.access
+        assert uri is not None
         if uri not in self._letterboxes:
             target, certs = sinks.Target.parse(uri), self._config.knative.ca_certs
             client = sinks.SinkClient(uri, target, access, LETTER_CONNECTIONS, ca_certs=certs)
-            self._letterboxes[uri] = DeadLetters(uri, target.request_line, client), client
+            self._letterboxes[uri] = LettersByHttp(uri, target.request_line, client), client
         return self._letterboxes[uri][0]
 
     def _new_session(self, kind: type[Session5 | Session311]) -> Session:
@@ -171,6 +185,8 @@ class Lane:
         `auto`: 5 first; a broker that refuses it gets 3.1.1, and one that is silent gets the two
         in turn until it says something.
         """
+        if self._publisher is not None:
+            self._publishing = asyncio.create_task(self._publisher.run())
         tentative = self._config.protocol == "auto"
         kinds: Iterator[type[Session5 | Session311]] = itertools.cycle((Session311, Session5))
         while True:
@@ -190,6 +206,10 @@ class Lane:
         await self.pipeline.drain(seconds)
         self.pipeline.stop()
         await self.session.close()
+        if self._publisher is not None and self._publishing is not None:
+            await self._publisher.close()
+            self._publishing.cancel()
+            await asyncio.gather(self._publishing, return_exceptions=True)
         for client in (self.client, *(client for _, client in self._letterboxes.values())):
             await client.close()
 

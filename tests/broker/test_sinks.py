@@ -247,6 +247,43 @@ async def test_a_stop_with_a_dead_letter_under_way_leaves_the_message_with_the_b
     assert len(letters.taken) == 1
 
 
+@pytest.mark.parametrize("version", ["5", "3.1.1"])
+async def test_a_dead_letter_can_go_to_a_topic_and_through_another_route(
+    broker: Mosquitto, sink: Sink, letters: Sink, tmp_path: Path, version: str
+) -> None:
+    sink.script = lambda request: Answer(422 if request.body == b"3" else 204)
+    text = routes(
+        f"name: all, filter: plant/#, sink: '{sink.url}', {QUICK}, "
+        "deadLetterSink: {topic: 'dead/{level[0]}'}",
+        f"name: dead, filter: dead/+, sink: '{letters.url}', {QUICK}",
+    )
+    client = client_id("weir", sink.url)
+    async with adaptor(broker.url, text, tmp_path, protocol=version) as running:
+        await broker.publish(MANY[:6])
+        await until(lambda: len(broker.pubacks(client)) == 6, "every message is acknowledged")
+        assert running.route("all")["dead_lettered"] == 1
+        await until(lambda: letters.taken, "the letter arrives")
+    (letter,) = letters.taken
+    refused = next(each for each in sink.requests if each.body == b"3")
+    assert letter.body == b"3"
+    for name in ("ce-id", "ce-source", "ce-type", "ce-time", "ce-subject", "ce-mqtttopic"):
+        assert letter.headers[name] == refused.headers[name]
+    assert letter.headers["ce-knativeerrorcode"] == "422"
+    assert letter.headers["ce-knativeerrordest"] == sink.url
+
+
+async def test_a_dead_letter_that_its_own_route_would_take_lies_in_the_quarantine(
+    broker: Mosquitto, sink: Sink, tmp_path: Path
+) -> None:
+    sink.script = lambda _: Answer(422)
+    text = one_route(sink, f"{QUICK}, deadLetterSink: {{topic: '{{level[0]}}/dead'}}")
+    async with adaptor(broker.url, text, tmp_path) as running:
+        await broker.publish(MANY[:1])
+        await until(lambda: running.route("all")["quarantined"] == 1, "in quarantine")
+    (held,) = Quarantine(tmp_path / "quarantine.db").events()
+    assert "go in a circle" in held.reason
+
+
 # --- sinks that are down --------------------------------------------------------------------------
 
 

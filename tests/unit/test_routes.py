@@ -57,6 +57,13 @@ def one(fields: str) -> str:
         (one("deadLetterSink: x"), ["field `deadLetterSink`", "nor a URL"]),
         (one("deadLetterSink: function"), ["field `deadLetterSink`", "write a URL"]),
         (one("deadLetterSink: 'http://d', onFailure: drop"), ["field `onFailure`", "remove one"]),
+        (one("deadLetterSink: {topic: 'a/x'}"), ["`deadLetterSink.topic`", "in a circle"]),
+        (one("deadLetterSink: {topic: 'd/#'}"), ["`deadLetterSink.topic`", "without wildcards"]),
+        (
+            one("deadLetterSink: {topic: '{user[x]}'}"),
+            ["`deadLetterSink.topic`", "message's topic"],
+        ),
+        (one("deadLetterSink: {topic: d, uri: x}"), ["`deadLetterSink.uri`", "unknown"]),
         (
             "routes: [{filter: a, sink: {uri: 'http://h', tokenFile: t}}]",
             ["field `sink.uri`", "for https sinks"],
