@@ -296,7 +296,8 @@ class ServerConnection(asyncio.Protocol):
     def _unfinished(self, start: bytearray) -> None:
         if len(start) > contract.MAX_HEAD_BYTES:
             raise Malformed("head", 431, b"Request Header Fields Too Large")
-        check_start(start)
+        if self._http2 is None or not HTTP2_PREFACE.startswith(start):
+            check_start(start)
         if self._timer is None:
             self._expect_head()
 

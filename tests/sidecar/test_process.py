@@ -113,6 +113,22 @@ def test_a_taken_metrics_port_is_only_told(pod: Pod) -> None:
     assert f"port {METRICS}" in pod.said
 
 
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+
+
+def test_the_preface_of_http2_may_come_in_pieces(pod: Pod) -> None:
+    with user_container(pod.place):
+        pod.start()
+        pod.serving()
+        for cut in range(1, len(PREFACE)):
+            with pod.connect() as client:
+                client.sendall(PREFACE[:cut])
+                assert pod.ask(PROBE).startswith(b"HTTP/1.1 200")  # so that was read by now
+                client.sendall(PREFACE[cut:] + SETTINGS)
+                assert client.recv(9)[3] == SETTINGS[3], f"cut behind {PREFACE[:cut]!r}"
+
+
 # --- the end --------------------------------------------------------------------------------------
 
 
