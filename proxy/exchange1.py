@@ -330,7 +330,8 @@ class Http1Exchange(Exchange):
         """The response has ended by itself; its connection may serve the next one."""
         connection, self._connection = self._connection, None
         assert connection is not None
-        connection.flow.release(OTHER_SIDE)
+        if connection.flow.held:
+            connection.flow.release(OTHER_SIDE)
         if connection.reusable and self._ended:
             self._user.put(connection, self.clock())
         else:

@@ -20,7 +20,7 @@ from weir.proxy import contract
 from weir.proxy.contract import RevisionSettings
 from weir.proxy.exchange import Client, Exchange, Head, Observer
 from weir.proxy.exchange1 import Http1Exchange
-from weir.proxy.policy.breaker import Breaker, Place
+from weir.proxy.policy.breaker import REFUSED, RUNNING, Breaker
 from weir.proxy.policy.deadlines import Timeouts
 from weir.proxy.policy.histogram import Histogram, Latencies
 from weir.proxy.policy.meter import Meter, Report
@@ -178,11 +178,10 @@ class Relay:
             self._meter.arrive(exchange.started, exchange.proxied)  # 5.2
             if self._breaker is not None:  # 3.6
                 exchange.admission = admission = self._breaker.admit(exchange.resume)
-                if admission.place is Place.REFUSED:
-                    exchange.failure = contract.FAILURE_REFUSED
-                    exchange.refuse(answers.error(503, contract.BODY_QUEUE_FULL))
-                    return
-                if admission.place is Place.WAITING:
+                if admission.place is not RUNNING:
+                    if admission.place is REFUSED:
+                        exchange.failure = contract.FAILURE_REFUSED
+                        exchange.refuse(answers.error(503, contract.BODY_QUEUE_FULL))
                     return
         exchange.start()
 
@@ -261,7 +260,8 @@ class Relay:
     @property
     def in_line(self) -> int:
         """Requests in the breaker, running or waiting (contract section 7.1, queue depth)."""
-        return self._breaker.running + self._breaker.waiting if self._breaker is not None else 0
+        breaker = self._breaker
+        return breaker.in_line if breaker is not None else 0
 
     def report(self) -> Report:
         """Close a reporting period of the autoscaler's (contract section 5.2)."""

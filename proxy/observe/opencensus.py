@@ -64,6 +64,7 @@ class RevisionMetrics:
             "revision_queue_depth", "The number of items queued at this queue proxy.", "gauge"
         )
         self._no_code = self._labels(("response_code", ""), ("response_code_class", ""))
+        self._gauge: Value | None = None
         self._tags = Names()
         self._cells: dict[tuple[object, ...], tuple[Value, Cell]] = {}
         self._app_cells: dict[int, tuple[Value, Cell]] = {}
@@ -77,29 +78,39 @@ class RevisionMetrics:
         seen = exchange.head.seen
         if self._limit and (depth := self._in_line()) > self._limit:
             self._depth(depth - 1)  # the next one starts right after this
-        if outcome.probe_like(seen):
+        if (
+            contract.NETWORK_PROBE in seen or contract.KUBELET_PROBE in seen
+        ) and outcome.probe_like(seen):
             return
-        status = outcome.server_status(exchange)
-        tag = seen.get(contract.ROUTE_TAG)
-        key = (status, tag, seen.get(contract.DEFAULT_ROUTE))
+        if exchange.failure or exchange.upgraded:
+            status = outcome.server_status(exchange)
+            app_status = outcome.app_status(exchange, _TIMED_OUT)
+        else:
+            status = app_status = exchange.status
+        key = (status, seen.get(contract.ROUTE_TAG), seen.get(contract.DEFAULT_ROUTE))
         count, cell = self._cells.get(key) or self._new_cells(key, status, seen)
         count.value += 1
         milliseconds = int((now - exchange.started) * 1e3)
-        cell.counts[bisect_left(MILLISECONDS, milliseconds)] += 1
+        bucket = bisect_left(MILLISECONDS, milliseconds)
+        cell.counts[bucket] += 1
         cell.sum += milliseconds
-        status = outcome.app_status(exchange, _TIMED_OUT)
-        if status:
-            count, cell = self._app_cells.get(status) or self._new_app_cells(status)
+        if app_status:
+            count, cell = self._app_cells.get(app_status) or self._new_app_cells(app_status)
             count.value += 1
-            milliseconds = int((now - exchange.admitted) * 1e3)
-            cell.counts[bisect_left(MILLISECONDS, milliseconds)] += 1
+            if exchange.admitted != exchange.started:  # it waited
+                milliseconds = int((now - exchange.admitted) * 1e3)
+                bucket = bisect_left(MILLISECONDS, milliseconds)
+            cell.counts[bucket] += 1
             cell.sum += milliseconds
 
     def probed(self, client: Client, head: Head, status: int, size: int, seconds: float) -> None:
         """Probes are no traffic."""
 
     def _depth(self, depth: int) -> None:
-        self.queue_depth.of(self._no_code).value = depth
+        gauge = self._gauge
+        if gauge is None:
+            gauge = self._gauge = self.queue_depth.of(self._no_code)
+        gauge.value = depth
 
     # --- label sets ----------------------------------------------------------------------------
     def _labels(self, *labels: tuple[str, str]) -> Labels:

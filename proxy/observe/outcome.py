@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from weir.proxy import contract
 from weir.proxy.exchange import Exchange
-from weir.proxy.policy.breaker import Place
+from weir.proxy.policy.breaker import RUNNING
 
 CLIENT_LEFT = 499
 ERROR_DIAL = "net.OpError"
@@ -67,7 +67,7 @@ def had_its_turn(exchange: Exchange) -> bool:
     admission = exchange.admission
     if admission is None:
         return exchange.failure != contract.FAILURE_REFUSED
-    return admission.place is Place.RUNNING
+    return admission.place is RUNNING
 
 
 def probe_like(seen: dict[bytes, bytes]) -> bool:

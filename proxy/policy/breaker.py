@@ -21,6 +21,10 @@ class Place(Enum):
     GONE = "gone"
 
 
+# a member of an Enum is slow to look up, and these are on the path of every request
+RUNNING, WAITING, REFUSED, GONE = Place
+
+
 class Admission:
     """One request's place. `leave()` it exactly when the exchange has really ended."""
 
@@ -36,10 +40,10 @@ class Admission:
 
         Leaving twice, or after a refusal, changes nothing.
         """
-        place, self.place = self.place, Place.GONE
-        if place is Place.RUNNING:
+        place, self.place = self.place, GONE
+        if place is RUNNING:
             self._breaker._release()
-        elif place is Place.WAITING:
+        elif place is WAITING:
             self._breaker._forget(self)
 
 
@@ -56,6 +60,8 @@ class Breaker:
         self.limit = limit
         self.depth = limit * QUEUE_DEPTH_FACTOR if depth is None else depth
         self.running = 0
+        self.in_line = 0
+        """Running and waiting."""
         self._waiting: dict[Admission, None] = {}
 
     @property
@@ -69,21 +75,25 @@ class Breaker:
         """
         if self.running < self.limit and not self._waiting:
             self.running += 1
-            return Admission(self, Place.RUNNING, turn)
+            self.in_line += 1
+            return Admission(self, RUNNING, turn)
         if len(self._waiting) >= self.depth:
-            return Admission(self, Place.REFUSED, turn)
-        admission = Admission(self, Place.WAITING, turn)
+            return Admission(self, REFUSED, turn)
+        self.in_line += 1
+        admission = Admission(self, WAITING, turn)
         self._waiting[admission] = None
         return admission
 
     def _release(self) -> None:
         self.running -= 1
+        self.in_line -= 1
         if self._waiting:
             admission = next(iter(self._waiting))
             del self._waiting[admission]
             self.running += 1
-            admission.place = Place.RUNNING
+            admission.place = RUNNING
             admission._turn()
 
     def _forget(self, admission: Admission) -> None:
+        self.in_line -= 1
         del self._waiting[admission]

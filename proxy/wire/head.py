@@ -32,6 +32,7 @@ _HOST = re.compile(rb"[A-Za-z0-9!$%&'()*+,\-.:;=\[\]_~]*")
 
 _REMEMBERED_BYTES = 1024
 _REMEMBERED_HEADS = 64
+_REMEMBERED_CLIENTS = 256
 _HOP = contract.HOP_BY_HOP
 _REQUEST_NAMES = _HOP | {
     b"host",
@@ -56,7 +57,8 @@ _RESPONSE_NAMES = _HOP | {b"content-length", b"date"}
 _NOT_FOR_USER = (
     _HOP | contract.PRUNED | {contract.ORIGINAL_HOST, b"http2-settings", b"x-forwarded-for"}
 )
-_REWRITTEN = _NOT_FOR_USER | {b"x-forwarded-proto", b"x-forwarded-host"}
+_ADDED_TO = frozenset({b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"})
+_DROPPED = _NOT_FOR_USER - _ADDED_TO
 _ONCE = frozenset({b"host", b"content-length"})
 _LISTS = _HOP | {b"x-forwarded-for"}
 _PLAIN_TOKENS = frozenset({b"close", b"keep-alive", b"upgrade", b""})
@@ -174,6 +176,31 @@ def _transfer_coding(seen: dict[bytes, bytes], minor: int) -> bool:
     return True
 
 
+class _Forwarded(dict[tuple[bytes | None, bytes | None, bytes | None, bool, bytes], bytes]):
+    """The end of a head for the user container, by what an ingress said of its client.
+
+    The values of X-Forwarded-For, -Host and -Proto, whether there is a Forwarded, and the peer: the
+    same clients come again, and so do these.
+    """
+
+    def __missing__(
+        self, key: tuple[bytes | None, bytes | None, bytes | None, bool, bytes]
+    ) -> bytes:
+        for_, host, proto, there, peer = key
+        lines = [b"X-Forwarded-For: " + (appended([for_], peer) if for_ else peer)]
+        if not there and (for_ or host or proto):
+            lines.insert(0, b"Forwarded: " + forwarded(for_ or b"", host or b"", proto or b""))
+        made = b"\r\n".join(lines) + HEAD_END
+        if len(made) <= _REMEMBERED_BYTES:
+            if len(self) >= _REMEMBERED_CLIENTS:
+                self.clear()
+            self[key] = made
+        return made
+
+
+_FORWARDED = _Forwarded()
+
+
 class RequestHead:
     """A request as it came in. `length` is 0 without a body, None when the body is chunked."""
 
@@ -272,14 +299,34 @@ class RequestHead:
             self._data = self._data[:end] + line + self._data[end:]
         self.seen[b"host"] = host
 
+    def _with_forwarded(self, peer: bytes) -> bytes:
+        """As an ingress sends it: nothing changes but X-Forwarded-For, and Forwarded if missing."""
+        seen = self.seen
+        for_ = seen.get(b"x-forwarded-for")
+        host, proto = seen.get(b"x-forwarded-host"), seen.get(b"x-forwarded-proto")
+        added = _FORWARDED[(for_, host, proto, b"forwarded" in seen, peer)]
+        data = self._data
+        if for_ is None:
+            return data[:-2] + added
+        line = b"\r\nx-forwarded-for: %b\r\n" % for_  # most often it is spelled like this, or so
+        at = data.find(line)
+        if at < 0:
+            at = data.find(b"\r\nX-Forwarded-For: %b\r\n" % for_)
+            if at < 0:
+                return _LINES_NOT_FOR_USER.sub(b"", data)[:-2] + added
+        return b"".join((data[:at], data[at + len(line) - 2 : -2], added))
+
     def for_user(self, peer: bytes, authority: bytes) -> bytes:
         """The head for the user container (contract section 3.3). To be asked once.
 
         `peer` is the client's address, `authority` the Host for a request that names none.
         """
         seen = self.seen
-        if self.minor and _REWRITTEN.isdisjoint(seen) and seen.get(b"host"):
-            return self._data[:-2] + b"X-Forwarded-For: " + peer + HEAD_END
+        if self.minor and _DROPPED.isdisjoint(seen) and seen.get(b"host"):
+            if _ADDED_TO.isdisjoint(seen):
+                return self._data[:-2] + b"X-Forwarded-For: " + peer + HEAD_END
+            if seen.get(b"forwarded") != b"":
+                return self._with_forwarded(peer)
         if not self.minor:
             self._set_first_line()
         original = seen.get(contract.ORIGINAL_HOST)
