@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import pytest
 from hypothesis import assume, given
+from hypothesis import strategies as st
 
-from tests.relay.test_fuzz import cuts, many, split
+from tests.relay.test_fuzz import a_request, cuts, many, split
 from tests.relay.test_smuggling import AFTER, SMUGGLED, Message, Reading, streams, tell
 
 
@@ -107,11 +108,15 @@ def readable(user: list[bytes]) -> bool:
     return not any(Reading(stream).broken for stream in user)
 
 
+attacks = st.one_of(streams, st.builds(bytes.__add__, a_request(), streams))
+"""Some behind a request that is in order, from which they must not take anything, nor add to it."""
+
+
 async def test_careless_readers_read_what_a_strict_one_reads() -> None:
     read = 0
 
     @many
-    @given(streams, cuts)
+    @given(attacks, cuts)
     def check(stream: bytes, where: list[int]) -> None:
         nonlocal read
         user = tell(split(stream, where)).user
@@ -134,7 +139,7 @@ async def test_the_careless_readers_are_really_careless() -> None:
 
 async def test_where_an_attack_is_cut_decides_nothing() -> None:
     @many
-    @given(streams, cuts)
+    @given(attacks, cuts)
     def check(stream: bytes, where: list[int]) -> None:
         whole, pieces = tell([stream]), tell(split(stream, where))
         assert whole.client.count(b"HTTP/1.1 200 ") == pieces.client.count(b"HTTP/1.1 200 ")
