@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import uvloop
 
+from tests.relay.h2pair import Pair
 from tests.relay.rig import Rig
 from tests.relay.watched import Watched
 from weir.proxy.environment import DEFAULT_REQUEST_LOG_TEMPLATE
@@ -41,3 +42,18 @@ def watch(rig: Callable[..., Awaitable[Rig]]) -> Callable[..., Awaitable[Watched
         return Watched(await rig(**settings), template, probes)
 
     return make
+
+
+@pytest.fixture
+async def pair() -> AsyncIterator[Callable[..., Awaitable[Pair]]]:
+    """The same for HTTP/2: `await pair(container_concurrency=1)`."""
+    pairs: list[Pair] = []
+
+    async def make(**settings: Any) -> Pair:
+        made = await Pair.start(**settings)
+        pairs.append(made)
+        return made
+
+    yield make
+    for made in pairs:
+        await made.stop()

@@ -366,13 +366,6 @@ async def test_a_request_without_host_is_told_so(rig: MakeRig) -> None:
     )
 
 
-async def test_http_2_is_not_spoken_yet_and_says_so(rig: MakeRig) -> None:
-    made = await rig()
-    client = await made.client()
-    await client.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00")
-    assert (await client.rest()).startswith(b"HTTP/1.1 505 HTTP Version Not Supported\r\n")
-
-
 async def test_a_head_of_20_kb_passes_and_one_of_1_2_mb_is_431(rig: MakeRig) -> None:
     made = await rig()
     client = await made.client()
