@@ -166,9 +166,8 @@ def _window(text: str) -> int:
 
 
 def run_adaptor(args: argparse.Namespace) -> int:
-    if args.broker is None or (args.routes is None and args.listen is None):
-        missing = "--broker (or WEIR_BROKER)" if args.broker is None else "--routes (or --listen)"
-        return _complain("adaptor", f"{missing} is missing; see weir adaptor --help")
+    if args.routes is None and args.listen is None:
+        return _complain("adaptor", "--routes (or --listen) is missing; see weir adaptor --help")
     if (args.listen is None) != (args.listen_topic is None):
         return _complain("adaptor", "--listen and --listen-topic belong together; give both")
     if args.log_format == "json":
@@ -200,7 +199,9 @@ def run_adaptor(args: argparse.Namespace) -> int:
     return 0
 
 
-def _broker(args: argparse.Namespace) -> Broker:
+def _broker(args: argparse.Namespace) -> Broker | None:
+    if args.broker is None:
+        return None
     return Broker.parse(
         args.broker,
         args.broker_ca,
@@ -253,7 +254,9 @@ def show_status(args: argparse.Namespace) -> int:
         )
         for pattern, why in sink["refused_subscriptions"].items():
             print(f"    no subscription to {pattern}: {why}")
-        for route in (each for each in status["routes"] if each["sink"] == sink["name"]):
+        for route in status["routes"]:
+            if (route["sink"], route["broker"]) != (sink["name"], sink["broker"]):
+                continue
             counts = ", ".join(f"{name} {route[name]}" for name in _COUNTS if route[name])
             print(f"    route {route['name']} ({route['filter']}): {counts or 'nothing yet'}")
             print(f"        p50 {route['p50'] * 1e3:.2f} ms, p99 {route['p99'] * 1e3:.2f} ms")

@@ -52,27 +52,27 @@ def metrics(adaptor: Adaptor) -> bytes:
 
 
 def _lines(adaptor: Adaptor) -> Iterator[str]:
-    flows = [(lane.sink, flow) for lane in adaptor.lanes for flow in lane.flows]
+    flows = [
+        (_labels(route=flow.route.name, sink=lane.sink, broker=lane.broker), flow)
+        for lane in adaptor.lanes
+        for flow in lane.flows
+    ]
     for name, kind, about in _PER_ROUTE:
         suffix = "_total" if kind == "counter" else ""
         yield from _family(
             f"weir_adaptor_events_{name}{suffix}",
             *(kind, about),
-            (
-                (_labels(route=flow.route.name, sink=sink), getattr(flow.counters, name))
-                for sink, flow in flows
-            ),
+            ((labels, getattr(flow.counters, name)) for labels, flow in flows),
         )
     full = "weir_adaptor_delivery_seconds"
     yield f"# HELP {full} From the message's receipt to its sink's 2xx.\n# TYPE {full} histogram\n"
-    for sink, flow in flows:
-        labels = _labels(route=flow.route.name, sink=sink)
+    for labels, flow in flows:
         yield from _histogram(full, labels, flow.counters.latency.snapshot())
     for name, kind, about, value in _PER_SINK:
         yield from _family(
             f"weir_adaptor_{name}",
             *(kind, about),
-            ((_labels(sink=lane.sink), value(lane)) for lane in adaptor.lanes),
+            ((_labels(sink=lane.sink, broker=lane.broker), value(lane)) for lane in adaptor.lanes),
         )
     if adaptor.backward is not None:
         yield from _backward(adaptor.backward)

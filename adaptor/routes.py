@@ -1,8 +1,10 @@
 """The routes file: YAML in, frozen values out, and an error that names file, line, route and field.
 
     version: 1                             # of this format; 1 unless told otherwise
+    brokers: {plant: mqtts://host}         # besides the one of the command line
     routes:
       - name: temperatures                 # default: the filter
+        broker: plant
         filter: plant/+/temperature        # wildcards and $share/GROUP/FILTER too
         sink: function                     # or a URL, or {uri: ..., caFile: ..., tokenFile: ...}
         qos: 1                             # 0 or 1
@@ -20,7 +22,7 @@
         onFailure: deadLetter              # or quarantine, block, drop
         deadLetterSink: http://host:port/  # like `sink`, or {topic: dead/{topic}}
 
-Unknown keys are errors: a misspelt `onFailure` must not lose an event. Knows nothing of brokers.
+Unknown keys are errors: a misspelt `onFailure` must not lose an event. Connects to nothing.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from types import MappingProxyType
 from typing import Literal, cast, get_args
 from urllib.parse import urlsplit
 
+from weir.adaptor.address import Broker
 from weir.adaptor.document import Document, DocumentError, Place
 from weir.adaptor.events import REQUIRED, is_attribute_name, is_media_type
 from weir.adaptor.retry import Delivery, parse_duration
@@ -50,9 +53,25 @@ FUNCTION = "function"
 MOST_CONCURRENT = 64
 """Requests at a time of one route; a sink has no more connections than that."""
 
-_DOCUMENT_KEYS = ("version", "routes")
+_DOCUMENT_KEYS = ("version", "brokers", "routes")
+_BROKER_KEYS = (
+    *("url", "caFile", "certFile", "keyFile", "serverName", "alpn"),
+    *("usernameFile", "passwordFile"),
+)
 _ROUTE_KEYS = (
-    *("name", "filter", "sink", "qos", "retained", "type", "source", "subject", "id", "time"),
+    *(
+        "name",
+        "broker",
+        "filter",
+        "sink",
+        "qos",
+        "retained",
+        "type",
+        "source",
+        "subject",
+        "id",
+        "time",
+    ),
     *("extensions", "datacontenttype", "delivery", "concurrency", "rate"),
     *("onFailure", "deadLetterSink"),
 )
@@ -122,6 +141,8 @@ class Route:
     on_failure: OnFailure = "quarantine"
     dead_letter: DeadLetterSink | None = None
     access: Access = field(default_factory=Access)
+    broker: Broker | None = None
+    """None: the one that the adaptor was started with."""
 
 
 def load(path: Path, default_sink: str | None = None) -> tuple[Route, ...]:
@@ -158,7 +179,10 @@ def _routes(document: Document, default_sink: str | None) -> tuple[Route, ...]:
     if not isinstance(entries, list) or not entries:
         top.wrong("routes", "must be a list with at least one route")
         return ()
-    found = [_route(document, index, entry, default_sink) for index, entry in enumerate(entries)]
+    brokers = _brokers(top)
+    found = [
+        _route(document, index, entry, default_sink, brokers) for index, entry in enumerate(entries)
+    ]
     _check_names(document, entries)
     _check_retained(document, found)
     _check_access(document, found)
@@ -181,11 +205,11 @@ def _check_names(document: Document, entries: list[object]) -> None:
 
 def _check_retained(document: Document, routes: list[Route | None]) -> None:
     """One filter of one sink is one subscription, and so has one way with retained messages."""
-    seen: dict[tuple[str, str], str] = {}
+    seen: dict[tuple[Broker | None, str, str], str] = {}
     for index, route in enumerate(routes):
         if route is None:
             continue
-        first = seen.setdefault((route.sink, route.filter.text), route.retained)
+        first = seen.setdefault((route.broker, route.sink, route.filter.text), route.retained)
         if first != route.retained:
             document.wrong(
                 ("routes", index, "retained"),
@@ -212,7 +236,13 @@ def _check_access(document: Document, routes: list[Route | None]) -> None:
                 )
 
 
-def _route(document: Document, index: int, entry: object, default_sink: str | None) -> Route | None:
+def _route(
+    document: Document,
+    index: int,
+    entry: object,
+    default_sink: str | None,
+    brokers: Mapping[str, Broker | None],
+) -> Route | None:
     path = ("routes", index)
     if not isinstance(entry, dict):
         document.wrong(path, f"route {index + 1}: must be a mapping with `filter` and `sink`")
@@ -234,6 +264,7 @@ def _route(document: Document, index: int, entry: object, default_sink: str | No
     dead_letter = _dead_letter(place, topic_filter)
     values = {
         "name": place.text("name", str(entry.get("filter", "?"))),
+        "broker": _broker_of(place, brokers),
         "sink": sink,
         "access": access,
         "type": place.parsed("type", needed, DEFAULT_TYPE),
@@ -300,6 +331,49 @@ def _extensions(place: Place, levels: int) -> Mapping[str, Template]:
             if template is not None:
                 found[name] = template
     return MappingProxyType(found)
+
+
+def _brokers(top: Place) -> dict[str, Broker | None]:
+    """By name; None for one that is described wrongly, which is noted."""
+    inner = top.inner("brokers", "names to URLs, or to {url: ..., caFile: ...}")
+    if inner is None:
+        return {}
+    return {str(name): _broker(inner, str(name)) for name in inner.values}
+
+
+def _broker(brokers: Place, name: str) -> Broker | None:
+    if isinstance(brokers.values.get(name), str):
+        return brokers.parsed(name, Broker.parse)
+    place = brokers.inner(name, ", ".join(_BROKER_KEYS))
+    if place is None:
+        return None
+    place.check_keys(_BROKER_KEYS)
+    alpn = place.values.get("alpn", [])
+    if not isinstance(alpn, list) or not all(isinstance(each, str) and each for each in alpn):
+        place.wrong("alpn", "must be a list of protocol names, such as [x-amzn-mqtt-ca]")
+        return None
+
+    def described(url: str) -> Broker:
+        return Broker.parse(
+            url,
+            place.optional("caFile", Path),
+            certificate=place.optional("certFile", Path),
+            key=place.optional("keyFile", Path),
+            server_name=place.optional("serverName", str),
+            alpn=tuple(alpn),
+            username_file=place.optional("usernameFile", Path),
+            password_file=place.optional("passwordFile", Path),
+        )
+
+    return place.parsed("url", described)
+
+
+def _broker_of(place: Place, brokers: Mapping[str, Broker | None]) -> Broker | None:
+    name = place.optional("broker", str)
+    if name is not None and name not in brokers:
+        known = ", ".join(brokers) or "none"
+        place.wrong("broker", f"`{name}` is not among `brokers` of this file ({known})")
+    return None if name is None else brokers.get(name)
 
 
 def _sink(place: Place, field: str, default: str | None = None) -> tuple[str | None, Access]:

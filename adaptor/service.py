@@ -62,7 +62,7 @@ class AdaptorConfig:
     `http`: where to serve metrics and health. `listen`: where to take events to be published under
     `listen_topic`."""
 
-    broker: str | Broker
+    broker: str | Broker | None
     routes: tuple[Route, ...]
     quarantine: Path
     client_id: str = "weir"
@@ -84,8 +84,14 @@ class AdaptorConfig:
 
     @property
     def address(self) -> Broker:
-        """Raises ValueError."""
+        """Of what names no broker of its own. Raises ValueError."""
+        if self.broker is None:
+            raise ValueError("a broker is missing: name it with --broker, or in each route")
         return self.broker if isinstance(self.broker, Broker) else Broker.parse(self.broker)
+
+    def broker_of(self, route: Route) -> Broker:
+        """Raises ValueError."""
+        return route.broker or self.address
 
     @property
     def state(self) -> Path:
@@ -94,18 +100,24 @@ class AdaptorConfig:
 
 
 class Lane:
-    """One sink with the routes that lead to it."""
+    """One sink with the routes that lead to it from one broker."""
 
     session: Session
     pipeline: Pipeline
 
-    def __init__(self, config: AdaptorConfig, sink: str, keeper: QuarantineWriter) -> None:
+    def __init__(
+        self, config: AdaptorConfig, broker: Broker, sink: str, keeper: QuarantineWriter
+    ) -> None:
         """Raises ValueError (RoutesError) when broker or sink make no sense."""
         self.sink = sink
         self.url = sinks.resolve(sink, config.function_url)
         self._config = config
-        self._broker = config.address
-        routes = [route for route in config.routes if route.sink == sink]
+        self._broker = broker
+        routes = [
+            route
+            for route in config.routes
+            if route.sink == sink and config.broker_of(route) == broker
+        ]
         numbers = subscription_numbers(routes)
         self._publisher: AnyPublisher | None = None
         self._publishing: asyncio.Task[None] | None = None
@@ -179,6 +191,10 @@ class Lane:
         self.pipeline.skip_retained = kind is Session311 and "never" in retained.values()
         return session
 
+    @property
+    def broker(self) -> str:
+        return str(self._broker)
+
     async def run(self) -> None:
         """Until `stop()`. Raises WrongVersion when the broker can't speak what was asked for.
 
@@ -223,6 +239,7 @@ class Lane:
         connected = f"MQTT {session.protocol}"
         return {
             "name": self.sink,
+            "broker": self.broker,
             "url": self.url,
             **self.pipeline.snapshot(),
             "path": client.path,
@@ -247,8 +264,8 @@ class Adaptor:
         self._config = config
         self.draining = False
         self._keeper = QuarantineWriter(Quarantine(config.quarantine, config.quarantine_bound))
-        wanted = dict.fromkeys(route.sink for route in config.routes)
-        self.lanes = tuple(Lane(config, sink, self._keeper) for sink in wanted)
+        wanted = dict.fromkeys((config.broker_of(route), route.sink) for route in config.routes)
+        self.lanes = tuple(Lane(config, *each, self._keeper) for each in wanted)
         self.backward: Backward | None = None
         if config.listen is not None and config.listen_topic is not None:
             self.backward = Backward(
@@ -258,7 +275,8 @@ class Adaptor:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop` is set or the task is cancelled; then everything is put away in order."""
-        await self._look_after_unused_sessions()
+        for broker in dict.fromkeys(self._config.broker_of(each) for each in self._config.routes):
+            await self._look_after_unused_sessions(broker)
         tasks = [asyncio.create_task(lane.run(), name=lane.sink) for lane in self.lanes]
         ending = asyncio.Event()
         if self.backward is not None:
@@ -281,12 +299,14 @@ class Adaptor:
             if isinstance(end, Exception):
                 raise end
 
-    async def _look_after_unused_sessions(self) -> None:
+    async def _look_after_unused_sessions(self, broker: Broker) -> None:
         """A sink that left the routes leaves a session that goes on collecting. Only on request is
         it ended: another adaptor may use it, or the sink may come back for what is queued."""
         config = self._config
-        held = [lane.session.settings.client_id for lane in self.lanes]
-        for known in others(config.state, str(config.address), config.client_id, held):
+        held = [
+            lane.session.settings.client_id for lane in self.lanes if lane.broker == str(broker)
+        ]
+        for known in others(config.state, str(broker), config.client_id, held):
             if not config.end_unused_sessions:
                 log.warning(
                     "the broker %s still queues messages for the session %s, which no route uses "
@@ -298,28 +318,34 @@ class Adaptor:
             settings = SessionSettings(known.client_id, expiry=0, clean_start=True)
             try:
                 await end_session(
-                    kind(config.address, settings, (), lambda message, ticket: None, config.state)
+                    kind(broker, settings, (), lambda message, ticket: None, config.state)
                 )
             except BrokerError as error:
                 log.warning("can't end the unused session %s: %s", known.client_id, error)
             else:
                 log.info("ended the unused session %s", known.client_id)
 
+    def _brokers(self) -> list[str]:
+        """All that are in use."""
+        named = [] if self.backward is None else [str(self._config.address)]
+        return list(dict.fromkeys([*(lane.broker for lane in self.lanes), *named]))
+
     def snapshot(self) -> dict[str, object]:
-        flows = [(lane.sink, flow) for lane in self.lanes for flow in lane.flows]
+        flows = [(lane, flow) for lane in self.lanes for flow in lane.flows]
         latency = Latencies.merged(flow.counters.latency.snapshot() for _, flow in flows)
         return {
-            "broker": str(self._config.address),
+            "broker": ", ".join(self._brokers()),
             "quarantine": str(self._config.quarantine),
             "latency": {"p50": latency.quantile(0.5), "p99": latency.quantile(0.99)},
             "routes": [
                 {
                     "name": flow.route.name,
                     "filter": flow.route.filter.text,
-                    "sink": sink,
+                    "broker": lane.broker,
+                    "sink": lane.sink,
                     **flow.counters.snapshot(),
                 }
-                for sink, flow in flows
+                for lane, flow in flows
             ],
             "sinks": [lane.snapshot() for lane in self.lanes],
             "listen": None if self.backward is None else self.backward.snapshot(),

@@ -64,7 +64,7 @@ def try_routes(args: argparse.Namespace) -> int:
         matching = [route for route in routes if route.filter.matches(message.topic)]
         blocks = [
             _block(
-                Mapper(route, broker, knative.extensions),
+                Mapper(route, route.broker.address if route.broker else broker, knative.extensions),
                 message,
                 args.function_url,
                 first=number == 0,

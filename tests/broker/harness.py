@@ -373,7 +373,7 @@ class Running:
 
 @contextlib.asynccontextmanager
 async def adaptor(
-    broker: str | Broker, text: str, folder: Path, *, connected: bool = True, **more: Any
+    broker: str | Broker | None, text: str, folder: Path, *, connected: bool = True, **more: Any
 ) -> AsyncIterator[Running]:
     more.setdefault("stop_within", 5.0)
     config = AdaptorConfig(broker, parse(text), folder / "quarantine.db", **more)

@@ -253,8 +253,11 @@ def test_what_is_missing_on_the_command_line_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("WEIR_BROKER", raising=False)
-    assert weir("adaptor", "--routes", "x") == 2
-    assert "--broker (or WEIR_BROKER) is missing" in capsys.readouterr().err
+    routes_file = tmp_path / "routes.yaml"
+    routes_file.write_text("routes: [{filter: a, sink: 'http://127.0.0.1:1'}]")
+    where = ("--quarantine", str(tmp_path / "q.db"))
+    assert weir("adaptor", "--routes", str(routes_file), *where) == 2
+    assert "a broker is missing: name it with --broker" in capsys.readouterr().err
     assert weir("adaptor", "--broker", "mqtt://h") == 2
     assert "--routes (or --listen) is missing" in capsys.readouterr().err
     assert weir("adaptor", "status", str(tmp_path / "none.sock")) == 2

@@ -286,6 +286,43 @@ async def test_an_adaptor_killed_while_it_subscribes_still_knows_what_to_unsubsc
     assert broker.unsubscribed(client) == ["old/#"]
 
 
+# --- several brokers ------------------------------------------------------------------------------
+
+
+@both
+async def test_one_adaptor_takes_from_several_brokers_and_a_dead_one_stops_no_other(
+    broker: Mosquitto, sink: Sink, tmp_path: Path, version: str
+) -> None:
+    (tmp_path / "second").mkdir()
+    second = Mosquitto(tmp_path / "second")
+    await second.start()
+    text = f"brokers:\n  second: {{url: '{second.url}'}}\n" + routes(
+        f"name: here, filter: plant/#, sink: '{sink.url}', {QUICK}",
+        f"name: there, broker: second, filter: plant/#, sink: '{sink.url}', {QUICK}",
+    )
+    try:
+        async with adaptor(broker.url, text, tmp_path, protocol=version) as running:
+            await broker.publish([("plant/1", b"here")])
+            await second.publish([("plant/1", b"there")])
+            await until(lambda: len(sink.taken) == 2, "one of each arrives")
+            sources = {each.body: each.headers["ce-source"] for each in sink.taken}
+            assert sources == {b"here": broker.url, b"there": second.url}
+            await second.stop()
+            await broker.publish([("plant/1", b"still here")])
+            await until(lambda: b"still here" in sink.bodies, "the other goes on")
+            await second.start()
+            await running.connected()
+            await second.publish([("plant/1", b"there again")])
+            await until(lambda: b"there again" in sink.bodies, "and the dead one comes back")
+            assert running.route("there")["delivered"] == 2
+        async with adaptor(
+            None, text.replace("{name: here,", "{name: here, broker: second,"), tmp_path
+        ) as running:
+            assert [each.broker for each in running.adaptor.lanes] == [second.url]
+    finally:
+        await second.stop()
+
+
 # --- troubles with the broker ---------------------------------------------------------------------
 
 

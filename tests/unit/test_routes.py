@@ -57,6 +57,23 @@ def one(fields: str) -> str:
         (one("deadLetterSink: x"), ["field `deadLetterSink`", "nor a URL"]),
         (one("deadLetterSink: function"), ["field `deadLetterSink`", "write a URL"]),
         (one("deadLetterSink: 'http://d', onFailure: drop"), ["field `onFailure`", "remove one"]),
+        (one("broker: plant"), ["field `broker`", "not among `brokers`"]),
+        (
+            "brokers: {b: http://h}\nroutes: [{filter: a, sink: function, broker: b}]",
+            ["field `brokers.b`", "mqtt://host:port"],
+        ),
+        (
+            "brokers: {b: {url: mqtt://h, caFile: x}}\nroutes: [{filter: a, sink: function}]",
+            ["field `brokers.b.url`", "write mqtts://"],
+        ),
+        (
+            "brokers: {b: {url: mqtts://h, ca: x}}\nroutes: [{filter: a, sink: function}]",
+            ["field `brokers.b.ca`", "unknown", "caFile"],
+        ),
+        (
+            "brokers: {b: {url: mqtts://h, alpn: x}}\nroutes: [{filter: a, sink: function}]",
+            ["field `brokers.b.alpn`", "list"],
+        ),
         (one("deadLetterSink: {topic: 'a/x'}"), ["`deadLetterSink.topic`", "in a circle"]),
         (one("deadLetterSink: {topic: 'd/#'}"), ["`deadLetterSink.topic`", "without wildcards"]),
         (
