@@ -1,5 +1,8 @@
 """MQTT in, CloudEvents out: acknowledged to the broker only after the sink took the event.
 
-topics, templates, routes, mapping, events, retry, acks: pure rules. session, session311, sinks,
-quarantine: edges. delivery composes them into one pipeline per sink; service owns the pipelines.
+Pure rules: topics, templates, document, routes, mapping, events, retry, gate, acks. Edges: address,
+session, session311, websocket, publisher, sinks, quarantine, subscriptions, knative. delivery
+composes them into one pipeline per sink, with deadletter for what a sink does not take; service
+owns the pipelines, backward is the other direction; operations, logs, tryout and commands are for
+people.
 """
