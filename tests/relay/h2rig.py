@@ -103,7 +103,8 @@ class Speaker:
         self._block = b""
 
     def send(self, *data: bytes) -> None:
-        self.writer.write(b"".join(data))
+        if not self.writer.is_closing():
+            self.writer.write(b"".join(data))
 
     def headers(self, stream: int, fields: Fields, ended: bool = False) -> bytes:
         flags = END_HEADERS | (END_STREAM if ended else 0)

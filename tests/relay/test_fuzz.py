@@ -68,9 +68,9 @@ class Wire(asyncio.Transport):
 class Bench:
     """A relay with one client wire, and an idle connection to the user container in stock."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, limit: int = 0) -> None:
         self.sock = sock
-        settings = RevisionSettings(user_port=1)
+        settings = RevisionSettings(user_port=1, container_concurrency=limit)
         self.relay = Relay(settings, dial=dial_here, prober=Always())
         self.client = Wire(self.relay.protocol(), sock)
         self.user: list[Wire] = []
@@ -110,9 +110,9 @@ class Always:
 
 
 @contextmanager
-def bench() -> Iterator[Bench]:
+def bench(limit: int = 0) -> Iterator[Bench]:
     ours, theirs = socket.socketpair()
-    made = Bench(ours)
+    made = Bench(ours, limit)
     try:
         yield made
     finally:

@@ -181,8 +181,27 @@ async def test_both_sides_stream_at_once(pair: MakePair) -> None:
     assert len((await client.message(1)).body) == 20_000
 
 
+async def in_pieces(speaker: Speaker, stream: int, message: Message) -> None:
+    """The body that came, as fast as the relay gives credit for it."""
+
+    def credit(of: int, first: int) -> int:
+        updates = [got for got in speaker.frames if (got.kind, got.stream) == (WINDOW_UPDATE, of)]
+        return first + sum(int.from_bytes(got.payload, "big") for got in updates)
+
+    speaker.send(speaker.headers(stream, [(":status", "200")]))
+    sent = 0
+    while sent < len(message.body):
+        room = min(credit(0, 65535), credit(stream, 256 << 10)) - sent
+        piece = message.body[sent : sent + min(room, 16384)] if room > 0 else b""
+        speaker.send(speaker.data(stream, piece) if piece else b"")
+        sent += len(piece)
+        await asyncio.sleep(0 if piece else 0.001)
+    speaker.send(speaker.data(stream, b"", True))
+
+
 async def test_large_bodies_pass_whole_in_both_directions(pair: MakePair) -> None:
     made = await pair()
+    made.user.on("/", in_pieces)
     client = await made.client()
     body = bytes(range(256)) * 8000
     client.send(client.headers(1, request("/", "POST")))

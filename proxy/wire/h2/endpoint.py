@@ -255,6 +255,9 @@ class Endpoint(asyncio.Protocol, Generic[S]):
             )
             self._flush()
         self.end(f"http2: {fault}")
+        self.hang_up()
+
+    def hang_up(self) -> None:
         self.transport.close()
 
     def end(self, why: str) -> None:

@@ -17,6 +17,7 @@ from weir.proxy.wire.h2 import frames
 from weir.proxy.wire.h2.endpoint import MAX_STREAMS, STREAM_WINDOW, Endpoint, Fault, Stream
 from weir.proxy.wire.h2.head import MalformedBlock, StreamHead, trailers
 from weir.proxy.wire.h2.hpack import Block, encode
+from weir.proxy.wire.server import LINGER_SECONDS
 
 _RESETS = 500
 """How many streams more than it lets end may a client open and reset."""
@@ -185,6 +186,15 @@ class ClientConnection(Endpoint[ClientStream]):
     def abort(self) -> None:
         self.transport.abort()
 
+    def hang_up(self) -> None:
+        """Read on for a moment: closing with unread bytes would reset, and nobody reads why."""
+        if not self.transport.is_closing():
+            self.transport.write_eof()
+            if self._timer is not None:
+                self._timer.cancel()
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(LINGER_SECONDS, self.transport.abort)
+
     def ended_well(self) -> None:
         """A stream ran to its end: so much the better for the client's account."""
         if self._resets:
@@ -192,6 +202,8 @@ class ClientConnection(Endpoint[ClientStream]):
 
     # --- asyncio ---------------------------------------------------------------------------
     def data_received(self, data: bytes) -> None:
+        if self.closing:
+            return
         if not self._greeted:
             data = self._rest + data
             self._rest = b""
