@@ -10,10 +10,11 @@ BPF_FLAGS := -O2 -g -target bpf -mcpu=v3 -Wall -Wextra -Werror -Wno-unused-param
 	-I/usr/include/$(shell uname -m)-linux-gnu
 
 .DEFAULT_GOAL := help
+.PHONY: image e2e-up e2e-down e2e-smoke e2e-conformance e2e-deps
 .PHONY: help deps run test lint format bench clean lock bpf
 
 help: ## list the tasks
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 deps: $(VENV)/.stamp ## install what is missing: Debian packages (as root) and a locked virtual environment
 
@@ -36,6 +37,30 @@ format: deps ## rewrite the sources in the house format
 
 bench: deps bpf $(VENV)/.bench ## measure the direct path, the relay and the adaptor against nothing at all (ratios in one run)
 	$(BIN)/python -m bench
+
+image: deps bpf ## build the container image without Docker: dist/weir.tar (IMAGE_NAME=, IMAGE_PYTHON=)
+	$(BIN)/python -m image dist/weir.tar --name $(or $(IMAGE_NAME),dev.local/weir:dev) \
+		--python $(or $(IMAGE_PYTHON),/usr/bin/python3)
+
+e2e-deps: deps
+	tests/cluster/deps.sh
+
+e2e-up: e2e-deps ## start Kubernetes + Knative Serving on this machine (root, Go; the first build takes 6 min)
+	$(BIN)/python -m tests.cluster up
+
+e2e-down: ## stop them; nothing stays but the build cache
+	$(BIN)/python -m tests.cluster down
+
+e2e-smoke: e2e-deps bpf ## up, image, overlay, the cluster tests, down
+	$(BIN)/python -m tests.cluster up
+	{ $(BIN)/python -m tests.cluster images && WEIR_CLUSTER=1 $(BIN)/python -m pytest tests/cluster; }; \
+		status=$$?; $(BIN)/python -m tests.cluster down; exit $$status
+
+e2e-conformance: e2e-deps bpf ## up, image, overlay, upstream's runtime conformance suite; stays up
+	$(BIN)/python -m tests.cluster up
+	$(BIN)/python -m tests.cluster images
+	$(BIN)/python -m tests.cluster kubectl apply -k manifests/overlays/sidecar
+	$(BIN)/python -m tests.cluster.conformance
 
 bpf: $(BPF) ## compile the eBPF object
 

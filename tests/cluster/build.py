@@ -103,6 +103,17 @@ def serving(commands: Iterable[str] = (*SERVING_COMMANDS, *TEST_IMAGES)) -> None
         _stamps(["pause"], "1")
 
 
+def conformance() -> Path:
+    """Upstream's runtime conformance suite as a test executable. Some two minutes, cold."""
+    name, package = "runtime.test", "knative.dev/serving/test/conformance/runtime"
+    if missing([name], SERVING):
+        module = serving_module()
+        _go(module, "get", "-t", f"{package}@v{SERVING}")
+        _go(module, "test", "-c", "-tags", "e2e", "-o", str(BIN / name), package)
+        _stamps([name], SERVING)
+    return BIN / name
+
+
 def serving_module() -> Path:
     """The module of tools that requires Serving; its go.mod pins networking, caching and pkg."""
     module = SOURCES / "serving"

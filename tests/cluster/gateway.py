@@ -2,9 +2,9 @@
 
 Knative needs somebody to implement its Ingress (KIngress). This is the least that makes Routes
 Ready and brings requests in: it declares every KIngress configured, and forwards HTTP/1.1 by Host
-and tag header to the Kubernetes Service that the KIngress names. No TLS, no HTTP/2, no retries,
-and a connection for each request, so that what Kubernetes decides is what happens.
-Not a gateway to measure anything with.
+and tag header to the Kubernetes Service that the KIngress names; to h2c Services it speaks HTTP/2.
+No TLS, no retries, and a connection for each request, so that what Kubernetes decides is what
+happens. Not a gateway to measure anything with.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from tests.cluster import api, dns
+from tests.cluster import api, dns, h2c
 from tests.cluster.places import DOMAIN, INGRESS_CLASS, NODE_ADDRESS
 
 PORT = 80
@@ -133,6 +133,8 @@ class Gateway:
             filter(None, (headers.get("X-Forwarded-For"), request.remote))
         )
         headers["X-Forwarded-Proto"] = "http"
+        if split.port == h2c.HTTP2_PORT:
+            return await _forward_h2c(request, address, headers)
         try:
             async with self._client.request(
                 request.method,
@@ -145,6 +147,24 @@ class Gateway:
                 return await _relay(request, upstream)
         except aiohttp.ClientConnectionError as error:
             return web.Response(status=502, text=f"{split.service}: {error!r}\n")
+
+
+async def _forward_h2c(
+    request: web.Request, address: str, headers: dict[str, str]
+) -> web.StreamResponse:
+    body = await request.read()
+    try:
+        answer = await h2c.ask(
+            address, h2c.HTTP2_PORT, request.method, request.raw_path, headers, body
+        )
+    except OSError as error:
+        return web.Response(status=502, text=f"{error!r}\n")
+    response = web.Response(status=answer.status, body=bytes(answer.body))
+    for name, value in answer.headers:
+        if name not in ("content-length", "content-type"):
+            response.headers.add(name, value)
+    response.headers["Content-Type"] = dict(answer.headers).get("content-type", "")
+    return response
 
 
 async def _relay(request: web.Request, upstream: aiohttp.ClientResponse) -> web.StreamResponse:
