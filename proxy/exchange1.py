@@ -60,7 +60,7 @@ class Http1Exchange(Exchange):
         timeouts: Timeouts,
         over: Callable[[Exchange], None],
     ) -> None:
-        super().__init__(client, head, timeouts, user.clock, over)
+        Exchange.__init__(self, client, head, timeouts, user.clock, over)
         client.exchange = self
         self._user = user
         if head.length is None:
@@ -352,4 +352,6 @@ class Http1Exchange(Exchange):
     def _leave(self) -> None:
         if self._continue is not None:
             self._continue.cancel()
-        super()._leave()
+        if not self.left:  # as in Exchange: this is on the path of every request
+            self.left = True
+            self._over(self)

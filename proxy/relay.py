@@ -102,7 +102,7 @@ class Relay:
         self._meter = Meter(clock())
         self._running: Watch[Exchange] = Watch(clock)
         self._latency = Histogram()
-        self._statuses = [0, 0, 0, 0, 0]
+        self._statuses = [0] * 10  # by the first digit
         self._aborted = 0
         self._probes = 0
         self.last_arrival = -inf
@@ -244,12 +244,12 @@ class Relay:
 
     def counters(self) -> RelayCounters:
         meter = self._meter
-        one, two, three, four, five = self._statuses
+        _, one, two, three, four, *beyond = self._statuses
         return RelayCounters(
             requests=meter.arrived,
             in_flight=meter.in_flight,
             integral=meter.integral(self._clock()),
-            statuses=(one, two, three, four, five),
+            statuses=(one, two, three, four, sum(beyond)),
             aborted=self._aborted,
             probes=self._probes,
             waiting=self._breaker.waiting if self._breaker is not None else 0,
@@ -311,7 +311,7 @@ class Relay:
         if exchange.counted:
             self._meter.depart(now, exchange.proxied)
             if exchange.status:
-                self._statuses[min(exchange.status // 100, 5) - 1] += 1
+                self._statuses[exchange.status // 100] += 1
                 self._latency.record(now - exchange.started)
             else:
                 self._aborted += 1

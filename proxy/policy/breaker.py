@@ -30,9 +30,11 @@ class Admission:
 
     __slots__ = ("_breaker", "_turn", "place")
 
-    def __init__(self, breaker: Breaker, place: Place, turn: Callable[[], None]) -> None:
+    def __init__(
+        self, breaker: Breaker, place: Place, turn: Callable[[], None] | None = None
+    ) -> None:
         self._breaker = breaker
-        self._turn = turn
+        self._turn = turn  # of one that waits: whose turn it is mostly holds on to this as well
         self.place = place
 
     def leave(self) -> None:
@@ -76,9 +78,9 @@ class Breaker:
         if self.running < self.limit and not self._waiting:
             self.running += 1
             self.in_line += 1
-            return Admission(self, RUNNING, turn)
+            return Admission(self, RUNNING)
         if len(self._waiting) >= self.depth:
-            return Admission(self, REFUSED, turn)
+            return Admission(self, REFUSED)
         self.in_line += 1
         admission = Admission(self, WAITING, turn)
         self._waiting[admission] = None
@@ -92,8 +94,11 @@ class Breaker:
             del self._waiting[admission]
             self.running += 1
             admission.place = RUNNING
-            admission._turn()
+            turn, admission._turn = admission._turn, None
+            assert turn is not None
+            turn()
 
     def _forget(self, admission: Admission) -> None:
         self.in_line -= 1
+        admission._turn = None
         del self._waiting[admission]
