@@ -171,7 +171,8 @@ class RevisionSettings:
     """What the controller tells a sidecar about its revision (section 1.1).
 
     The three timeouts are seconds, 0 is off. `container_concurrency` 0 is no limit. All of the
-    `probes` must pass; none means that the user container counts as ready.
+    `probes` must pass; none means that the user container counts as ready. `http2`: its port is
+    named h2c, so it speaks HTTP/2.
     """
 
     user_port: int
@@ -181,6 +182,7 @@ class RevisionSettings:
     service: str = ""
     configuration: str = ""
     user_host: str = "127.0.0.1"
+    http2: bool = False
     container_concurrency: int = 0
     timeout: float = DEFAULT_TIMEOUT_SECONDS
     response_start_timeout: float = 0.0

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from weir.proxy import gojson
-from weir.proxy.contract import METRICS_PORT, RevisionSettings
+from weir.proxy.contract import DATA_PORT_H2C, METRICS_PORT, RevisionSettings
 from weir.proxy.gojson import FieldError, Fields
 from weir.proxy.probe_settings import parse_probes
 
@@ -254,6 +254,7 @@ def read_environment(env: Mapping[str, str]) -> SidecarSettings:
             revision=revision,
             service=service,
             configuration=configuration,
+            http2=data_port == DATA_PORT_H2C,
             container_concurrency=concurrency,
             timeout=float(timeout),
             response_start_timeout=float(response_start),

@@ -93,6 +93,8 @@ class Relay:
             limit or contract.IDLE_UPSTREAM_CONNECTIONS,
             clock,
         )
+        # a user container that may not speak HTTP/2 is not asked to because a client would like to
+        self._upgradable = settings.http2
         self._prober = prober
         self._offer = offer
         self.observers = list(observers)
@@ -117,6 +119,8 @@ class Relay:
         self, client: ServerConnection, head: RequestHead, piece: bytes, ended: bool
     ) -> None:
         """One request, in the order of contract section 3.1."""
+        if self._upgradable and ended and not piece and self._switched(client, head):
+            return
         if self._answered(client, head):
             return
         exchange = Http1Exchange(self._user, client, head, piece, ended, self._timeouts, self._over)
@@ -126,6 +130,35 @@ class Relay:
 
     def _speak_http2(self, transport: asyncio.Transport, data: bytes) -> None:
         """A client began with HTTP/2's preface: a connection of many requests takes over."""
+        client = self._http2_client()
+        transport.set_protocol(client)
+        client.start(transport, data)
+
+    def _switched(self, client: ServerConnection, head: RequestHead) -> bool:
+        """`Upgrade: h2c` (contract section 3.9)."""
+        settings = head.http2_settings
+        if settings is None or head.length:
+            return False
+        from base64 import b64decode
+
+        from weir.proxy.wire.h2.endpoint import Fault
+        from weir.proxy.wire.h2.head import of_http1
+
+        try:
+            decoded = b64decode(settings + b"=" * (-len(settings) % 4), b"-_", validate=True)
+        except ValueError:
+            return False
+        if len(decoded) % 6:
+            return False
+        successor = self._http2_client()
+        transport = client.hand_over(successor)
+        try:
+            successor.start_upgraded(transport, decoded, of_http1(head))
+        except Fault as fault:
+            successor.fail(fault)
+        return True
+
+    def _http2_client(self) -> ClientConnection:
         from weir.proxy.wire.h2.server import ClientConnection
         from weir.proxy.wire.h2.user import UserLink
 
@@ -133,8 +166,7 @@ class Relay:
         client = ClientConnection(self._serve_stream, self._clients.discard, link)
         link.serve(client)
         self._clients.add(client)
-        transport.set_protocol(client)
-        client.start(transport, data)
+        return client
 
     def _serve_stream(self, client: ClientStream, head: StreamHead, ended: bool) -> None:
         from weir.proxy.exchange2 import StreamExchange

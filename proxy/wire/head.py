@@ -237,9 +237,15 @@ class RequestHead:
         self.upgrade: bytes | None = None
         if tokens and b"upgrade" in tokens and self.minor:
             protocol = seen.get(b"upgrade")
-            if protocol and protocol.lower() != b"h2c":  # a server may ignore h2c, and we do so far
+            if protocol and protocol.lower() != b"h2c":  # see `http2_settings`
                 self.upgrade = protocol
         self._check_target()
+
+    @property
+    def http2_settings(self) -> bytes | None:
+        """Of a request that wants to go on in HTTP/2 (RFC 7540, 3.2), which we may ignore."""
+        wanted = self.seen.get(b"upgrade", b"").lower() == b"h2c" and b"upgrade" in self._tokens
+        return self.seen.get(b"http2-settings") if wanted and self.minor else None
 
     @property
     def version(self) -> bytes:

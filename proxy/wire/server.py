@@ -65,6 +65,7 @@ class ServerConnection(asyncio.Protocol):
         "_open",
         "_rest",
         "_service",
+        "_successor",
         "_timer",
         "_transport",
         "_tunnel",
@@ -87,6 +88,7 @@ class ServerConnection(asyncio.Protocol):
         self._service = service
         self._gone = gone
         self._http2 = http2
+        self._successor: asyncio.Protocol | None = None
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self._body: BodyReader | None = None
         self._rest = bytearray()
@@ -110,6 +112,13 @@ class ServerConnection(asyncio.Protocol):
         """A whole response of our own to a request that goes no further."""
         self.write(answers.framed(parts, head.minor, head.close, head.method == b"HEAD"))
         self.finish(not head.close)
+
+    def hand_over(self, successor: asyncio.Protocol) -> asyncio.Transport:
+        """The transport, for another protocol from here on."""
+        self._successor = successor
+        self._transport.set_protocol(successor)
+        self._gone(self)
+        return self._transport
 
     def write(self, data: bytes) -> None:
         self.written = True
@@ -208,6 +217,9 @@ class ServerConnection(asyncio.Protocol):
             while data and not self._transport.is_closing() and not self._lingering:
                 if self._body is not None:
                     data = self._more(self._body, data)
+                elif self._successor is not None:
+                    self._successor.data_received(data)
+                    return
                 elif self._open or self.full:  # who reads no answers gets no more of them
                     self._rest += data
                     if len(self._rest) > BACKLOG_BYTES:

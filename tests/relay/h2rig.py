@@ -203,7 +203,7 @@ class Server:
         self.ended = 0
         self._answers: dict[str, tuple[Answer, bool]] = {}
         self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Future[None]] = set()
 
     def on(self, path: str, answer: Answer, *, early: bool = False) -> None:
         """`early`: as soon as the head is there."""
@@ -255,7 +255,7 @@ class Server:
                 if message.ended or early:
                     begun.add(got.stream)
                     self.requests.append(message)
-                    task = asyncio.create_task(answer(speaker, got.stream, message))  # type: ignore[arg-type]
+                    task = asyncio.ensure_future(answer(speaker, got.stream, message))
                     self._tasks.add(task)
                     task.add_done_callback(self._tasks.discard)
         writer.close()

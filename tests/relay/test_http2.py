@@ -592,3 +592,79 @@ async def test_a_user_container_that_dies_while_it_is_idle_is_dialled_anew(pair:
     client.ask(3, request("/", "POST"), b"x")
     assert (await client.message(3)).status == 200
     assert len(made.user.connections) == 2
+
+
+# ---- Upgrade: h2c ----------------------------------------------------------------------------
+
+UPGRADE = (
+    b"GET /first HTTP/1.1\r\nHost: a.b\r\nX-Y: z\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+    b"Upgrade: h2c\r\nHTTP2-Settings: %s\r\n\r\n"
+)
+SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+
+
+async def test_an_upgrade_to_h2c_makes_the_request_the_first_stream(pair: MakePair) -> None:
+    made = await pair(http2=True)
+    client = await made.bare()
+    client.send(UPGRADE % b"AAQAAABkAAMAAABk")  # an initial window of 100, and 100 streams
+    assert await client.reader.readexactly(len(SWITCHING)) == SWITCHING
+    client.begin((INITIAL_WINDOW, 1000))
+    got = await client.message(1)
+    assert got.status == 200
+    (seen,) = made.user.requests
+    assert (seen.heads[0][":path"], seen.heads[0]["x-y"]) == ("/first", "z")
+    assert not {"upgrade", "http2-settings", "connection"} & {*seen.heads[0]}
+    assert (await client.get(3)).status == 200
+    await made.settled()
+    assert made.relay.counters().requests == 2
+
+
+async def test_the_settings_of_an_upgrade_count_from_the_first_stream(pair: MakePair) -> None:
+    async def long(speaker: Speaker, stream: int, message: Message) -> None:
+        head = speaker.headers(stream, [(":status", "200")])
+        speaker.send(head, speaker.data(stream, b"x" * 150, True))
+
+    made = await pair(http2=True)
+    made.user.on("/first", long)
+    client = await made.bare()
+    client.credits = client.answering = False  # nothing comes before its preface
+    client.send(UPGRADE % b"AAQAAABk")
+    await client.reader.readexactly(len(SWITCHING))
+    await client.until(lambda: 1 in client.messages and len(client.messages[1].body) == 100)
+    client.begin((INITIAL_WINDOW, 150))
+    assert len((await client.message(1)).body) == 150
+
+
+async def test_a_probe_may_ask_for_an_upgrade(pair: MakePair) -> None:
+    made = await pair(http2=True)
+    client = await made.bare()
+    asked = UPGRADE % b"AAMAAABk"
+    probe = b"User-Agent: kube-probe/1\r\nK-Network-Probe: queue\r\nX-Y"
+    client.send(asked.replace(b"X-Y", probe))
+    await client.reader.readexactly(len(SWITCHING))
+    client.begin()
+    assert (await client.message(1)).body == b"queue"
+
+
+@pytest.mark.parametrize("value", [b"AAQ", b"!", b"AAQAAABkAA"])
+async def test_an_upgrade_with_bad_settings_is_not_taken(pair: MakePair, value: bytes) -> None:
+    old = UserContainer()
+    await old.start()
+    made = await pair(http2=True, user_port=old.port)
+    client = await made.bare()
+    client.send(UPGRADE % value)
+    assert await client.reader.readline() == b"HTTP/1.1 200 OK\r\n"
+    await old.stop()
+
+
+async def test_where_the_user_container_speaks_http_1_an_upgrade_is_ignored(
+    pair: MakePair,
+) -> None:
+    old = UserContainer()
+    await old.start()
+    made = await pair(user_port=old.port)
+    client = await made.bare()
+    client.send(UPGRADE % b"AAMAAABk")
+    assert await client.reader.readline() == b"HTTP/1.1 200 OK\r\n"
+    assert old.requests[0].field("upgrade") is None
+    await old.stop()

@@ -11,6 +11,7 @@ import re
 from weir.proxy import contract
 from weir.proxy.policy.forwarded import appended, forwarded
 from weir.proxy.wire.h2.hpack import Block, Field, encode
+from weir.proxy.wire.head import RequestHead
 
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
 _VALUE = re.compile(rb"(?:[^\x00\r\n \t](?:[^\x00\r\n]*[^\x00\r\n \t])?)?")
@@ -22,6 +23,7 @@ _STATUS = re.compile(rb"[1-9][0-9]{2}")
 _OF_CONNECTION = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
 )
+_OF_HTTP1 = contract.HOP_BY_HOP | {b"host", b"http2-settings", b"content-length"}
 _REQUEST_PSEUDO = frozenset({b":method", b":scheme", b":path", b":authority"})
 _NOT_FOR_USER = (
     (contract.HOP_BY_HOP - {b"te", b"trailer"})
@@ -72,6 +74,21 @@ def trailers(block: Block) -> bytes:
     """A block of trailers, for the other side. Raises MalformedBlock."""
     _checked(block.fields, frozenset())
     return encode(block.fields)
+
+
+def of_http1(head: RequestHead) -> Block:
+    """An HTTP/1.1 request without a body, as a block that says the same."""
+    fields = [
+        (b":method", head.method),
+        (b":scheme", b"http"),
+        (b":path", head.target),
+        (b":authority", head.seen.get(b"host", b"")),
+    ]
+    for name, value in head.fields():
+        lower = name.lower()
+        if lower not in _OF_HTTP1:
+            fields.append((lower, value))
+    return Block(tuple(fields))
 
 
 class RequestFields:

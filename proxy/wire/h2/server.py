@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from struct import iter_unpack
 from typing import Any, Protocol
 
 from weir.proxy import contract
@@ -21,7 +22,7 @@ from weir.proxy.wire.server import LINGER_SECONDS
 
 _RESETS = 500
 """How many streams more than it lets end may a client open and reset."""
-_LAST_STREAM = (1 << 31) - 1
+_SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
 
 
 class Exchange(Protocol):
@@ -157,6 +158,22 @@ class ClientConnection(Endpoint[ClientStream]):
         self.tls = False
 
     def start(self, transport: asyncio.Transport, data: bytes) -> None:
+        """Prior knowledge: `data` begins with the preface."""
+        self._begin(transport, b"")
+        self.data_received(data)
+
+    def start_upgraded(self, transport: asyncio.Transport, settings: bytes, block: Block) -> None:
+        """An HTTP/1.1 request without a body asked for it, and is the first stream."""
+        self._begin(transport, _SWITCHING)
+        for name, value in iter_unpack(">HI", settings):
+            self._setting(name, value)
+        self._last = 1
+        head = StreamHead(block)
+        self.streams[1] = stream = ClientStream(self, 1, head.length)
+        stream.open_in = False
+        self._service(stream, head, True)
+
+    def _begin(self, transport: asyncio.Transport, first: bytes) -> None:
         name = transport.get_extra_info("peername")
         self.peer = plain_address(name)
         self.peer_port = name[1] if name else 0
@@ -169,8 +186,7 @@ class ClientConnection(Endpoint[ClientStream]):
             frames.SET_INITIAL_WINDOW: STREAM_WINDOW,
             frames.SET_MAX_FIELDS: contract.MAX_HEAD_BYTES,
         }
-        self.begin(transport, frames.settings(ours))
-        self.data_received(data)
+        self.begin(transport, first + frames.settings(ours))
 
     @property
     def idle(self) -> bool:
