@@ -25,7 +25,8 @@ from typing import Any
 
 import uvloop
 
-from weir.proxy import contract, probe_grpc, probe_http  # noqa: F401  what a Prober imports late
+# what a Prober and a Relay import late is not to be had any more then
+from weir.proxy import contract, exchange2, probe_grpc, probe_http  # noqa: F401
 from weir.proxy.control import Channel, Message
 from weir.proxy.podserver import PodServer, Role
 from weir.proxy.probes import Prober
