@@ -41,7 +41,7 @@ def main() -> None:
                 wrong = judge(scenario.name, *campaign.accounts(scenario.name), DEVIATIONS)
             else:
                 command = [str(queue_proxy())] if which == "original" else WEIR
-                facts = asyncio.run(account(command, scenario))
+                facts = asyncio.run(account(command, scenario)).facts
                 wrong = [f"{fact} = {value!r}" for fact, value in facts.items()]
         except Exception:  # noqa: BLE001 - on to the next one
             wrong = traceback.format_exc().splitlines()[-40:]

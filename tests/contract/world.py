@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import itertools
 import os
 import re
 import signal
@@ -101,10 +100,6 @@ class Caller(Client):
             return True
 
 
-class Stalled(Exception):
-    """The machine was too slow to be a witness: the scenario must be played again."""
-
-
 class World:
     """`facts` are in the order they were noted; both sidecars must have the same ones."""
 
@@ -118,6 +113,8 @@ class World:
         self.command = list(command)
         self.place = Place()
         self._ready = ready
+        self.stalled = False
+        """Something was late, or may have been missed: the machine may be to blame."""
         self._told = 0
         self._clients: list[Client] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -269,6 +266,7 @@ class World:
 
     def when(self, name: str, elapsed: float, due: float) -> None:
         """Timing is compared by class: at its due time, or somewhere else."""
+        self.stalled |= elapsed > due + LATE
         on_time = due - 0.06 <= elapsed <= due + LATE
         self.note(f"{name}: when", f"at {due:g} s" if on_time else f"after {elapsed:.2f} s")
 
@@ -344,9 +342,6 @@ class World:
         await self._note_metrics()
         before = len(self._windows)
         await self.until(lambda: len(self._windows) > before + 1, "two more windows")
-        times = sorted(self._windows)
-        if any(later - earlier > 1.6 for earlier, later in itertools.pairwise(times)):
-            raise Stalled(f"windows of the autoscaler at {times}")
         for name in ("request_count", "proxied_request_count"):
             total = sum(stat[name] for stat in self._windows.values())
             self.note(f"9090 {name}, all windows", f"{total:g}")
@@ -360,13 +355,20 @@ class World:
         return [self._windows[t] for t in sorted(set(self._windows) - before)[1 : count + 1]]
 
     async def _sample(self) -> None:
-        """Windows are told apart by their uptime; scrapes reset nothing (contract section 5.2)."""
+        """Windows are told apart by their uptime; scrapes reset nothing (contract section 5.2).
+
+        A window is a second long, so none is missed if less than that lies between two looks.
+        """
+        last = time.monotonic()
         while True:
             with contextlib.suppress(OSError, Closed):
                 stat = await self.stat()
                 if stat.numbers:
                     self._windows[stat["process_uptime"]] = stat
-            await asyncio.sleep(0.3)
+                now = time.monotonic()
+                self.stalled |= now - last > 0.95 and self.running
+                last = now
+            await asyncio.sleep(0.25)
 
     async def settled_metrics(self) -> dict[str, str]:
         """How many of what, once it no longer changes: recording may lag behind."""

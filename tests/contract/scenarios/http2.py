@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -223,6 +224,7 @@ async def h2c_streams_at_the_same_time(world: World) -> None:
         go_on.set()
         for stream in waiting:
             assert dict((await stream.all()).fields)[":status"] == "204"
+        user.streams.clear()  # in the order they came, which is by chance
 
 
 @scenario("3.12")
@@ -318,8 +320,10 @@ async def h2c_the_user_container_goes_away_between_requests(world: World) -> Non
         await tell(world, "after", await side.stream(ask()))
 
 
-@scenario("3.7", REVISION_TIMEOUT_SECONDS="1")
+@scenario("3.7", REVISION_TIMEOUT_SECONDS="1", SERVING_REQUEST_METRICS_BACKEND="")
 async def h2c_no_answer_within_the_timeout(world: World) -> None:
+    """Without metrics: whether upstream counts it as a 500 or a 502 is a race."""
+
     async def hang(stream: Stream) -> None:
         await stream.side.lost.wait()
 
@@ -404,7 +408,7 @@ async def HTTP_1_upgrades_to_h2c(world: World) -> None:
     )
     await client.send(get("/", *fields))
     head = await client.head()
-    world.note("switch", head)
+    world.note("switch", re.sub(rb"Date: [^\r]+", b"Date: -", head))
     side = Side(client.reader, client.writer, client=True)
     side.connection.initiate_upgrade_connection()
     stream = side.streams[1] = Stream(side, 1)
