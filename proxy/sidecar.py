@@ -6,6 +6,7 @@ status. What is served is the PodServer's business.
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import signal
@@ -36,6 +37,7 @@ def main(environment: Mapping[str, str] = os.environ) -> int:
     except (EnvironmentFault, ValueError, OSError) as error:
         print(f"weir sidecar: {error}", file=sys.stderr)
         return 1
+    gc.disable()  # until all is loaded: nothing of that is ever garbage
     import uvloop  # from here on it is heavy, and connections are queued already
 
     return int(uvloop.run(_serve(settings, open_ports, started)))
@@ -131,6 +133,8 @@ async def _serve(
         loop.add_signal_handler(number, stop)
     for role, listeners in open_ports.items():
         await server.serve(Role(role), listeners)
+    gc.freeze()  # a collection looks at requests only, and does not stop them for milliseconds
+    gc.enable()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP)
     await observability.start()
     try:

@@ -166,6 +166,7 @@ def test_a_kill_leaves_nothing(pod: Pod) -> None:
         with pod.connect() as again:
             again.sendall(GET)
             backend, _ = user.accept()
+            received(backend, b"\r\n\r\n")
             backend.sendall(OK)
             assert rest(again).endswith(b"hello")
 
