@@ -95,6 +95,8 @@ class Relay:
         )
         # a user container that may not speak HTTP/2 is not asked to because a client would like to
         self._upgradable = settings.http2
+        if settings.http2:
+            import weir.proxy.exchange2  # noqa: F401  now, and not under the first request
         self._prober = prober
         self._offer = offer
         self.observers = list(observers)

@@ -30,6 +30,7 @@ from tests.relay.h2rig import (
     window,
 )
 from tests.relay.rig import UserContainer
+from weir.proxy.exchange import Client, Exchange, Head
 
 MakePair = Callable[..., Awaitable[Pair]]
 INITIAL_WINDOW, MAX_STREAMS, TABLE_SIZE = 4, 3, 1
@@ -220,6 +221,42 @@ async def test_large_bodies_pass_whole_in_both_directions(pair: MakePair) -> Non
             credit[1] += dict(struct.iter_unpack(">HI", got.payload))[INITIAL_WINDOW] - 65535
     client.send(client.data(1, b"", True))
     assert (await client.message(1)).body == body
+
+
+async def test_observers_are_told_of_streams_as_of_other_requests(pair: MakePair) -> None:
+    seen: list[tuple[object, ...]] = []
+
+    class Watcher:
+        def begun(self, exchange: Exchange) -> None:
+            exchange.head.replace({b"x-trace": b"1", b"x-old": b""})
+
+        def over(self, exchange: Exchange, now: float) -> None:
+            head = exchange.head
+            seen.append((head.version, head.method, head.target, head.length, exchange.status))
+            seen.append((exchange.user_status, exchange.received, exchange.sent, exchange.failure))
+
+        def probed(
+            self, client: Client, head: Head, status: int, size: int, seconds: float
+        ) -> None:
+            seen.append((head.version, status, size))
+
+    made = await pair()
+    made.relay.observers.append(Watcher())
+    client = await made.client()
+    await client.get(1, ("x-old", "gone"), path="/a")
+    client.ask(3, request("/b", "POST"), b"12345")
+    await client.message(3)
+    await client.get(5, ("k-network-probe", "probe"), ("k-network-hash", "h"))
+    await made.settled()
+    assert seen == [
+        (b"HTTP/2.0", b"GET", b"/a", 0, 200),
+        (200, 0, 0, ""),
+        (b"HTTP/2.0", b"POST", b"/b", None, 200),
+        (200, 5, 5, ""),
+        (b"HTTP/2.0", 200, 0),
+    ]
+    head = made.user.requests[0].heads[0]
+    assert (head["x-trace"], head.get("x-old")) == ("1", None)
 
 
 # ---- probes ----------------------------------------------------------------------------------

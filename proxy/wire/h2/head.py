@@ -175,7 +175,7 @@ class StreamHead:
         host = seen.get(contract.ORIGINAL_HOST) or common.authority or authority
         rewritten = [
             (b":method", common.method),
-            (b":scheme", common.scheme),
+            (b":scheme", b"http"),  # TLS ends here
             (b":path", common.target),
             (b":authority", host),
         ]

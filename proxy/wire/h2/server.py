@@ -169,6 +169,7 @@ class ClientConnection(Endpoint[ClientStream]):
             self._setting(name, value)
         self._last = 1
         head = StreamHead(block)
+        head.length = 0
         self.streams[1] = stream = ClientStream(self, 1, head.length)
         stream.open_in = False
         self._service(stream, head, True)
@@ -278,6 +279,7 @@ class ClientConnection(Endpoint[ClientStream]):
             if head.length:
                 stream.malformed()
                 return
+            head.length = 0
         self._service(stream, head, ended)
 
     def _trailers(self, stream: ClientStream, block: Block | None, ended: bool) -> None:

@@ -89,10 +89,6 @@ class UserConnection(Endpoint[UserStream]):
         self._next = 1
 
     @property
-    def usable(self) -> bool:
-        return not self.closing and self._next <= _LAST_STREAM
-
-    @property
     def has_room(self) -> bool:
         return len(self.streams) < self.max_streams
 
