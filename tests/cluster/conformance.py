@@ -49,7 +49,11 @@ def main(arguments: list[str]) -> int:
         print(f"{indent}{outcome} {name}")
     tests = [outcome for indent, outcome, _ in outcomes if not indent]
     failed = ", ".join(name for _, outcome, name in outcomes if outcome == "FAIL") or "none"
-    print(f"{tests.count('PASS')} of {len(tests)} tests pass; failed: {failed}; {LOG} has it all")
+    query = ("configmap/config-deployment", "-o", "jsonpath={.data.queue-sidecar-image}")
+    sidecar = cluster.kubectl("get", "-n", "knative-serving", *query)
+    print(
+        f"{sidecar}: {tests.count('PASS')} of {len(tests)} tests pass; failed: {failed}; {LOG} has it all"
+    )
     return status
 
 

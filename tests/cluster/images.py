@@ -40,6 +40,7 @@ def own_archives() -> list[Path]:
 def _one_program(program: str, name: str) -> Path:
     out, source = IMAGES / f"{program}.tar", BIN / program
     if not out.exists() or out.stat().st_mtime < source.stat().st_mtime:
-        layer = archive.layer({**archive.base_files(), f"/{program}": source})
-        archive.write(out, name, [layer], archive.Process((f"/{program}",)))
+        path = f"/ko-app/{program}"  # where upstream's builds have it, and its tests look for it
+        layer = archive.layer({**archive.base_files(), path: source})
+        archive.write(out, name, [layer], archive.Process((path,)))
     return out
