@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -43,7 +44,7 @@ class Pod:
         offer = f"Weir-Direct: port={self.direct.port}; {self.timers}"
         await peer.send(ok(b"weir", offer) if self.answer is None else self.answer)
 
-    def client(self, **options: bool) -> FunctionClient:
+    def client(self, **options: Any) -> FunctionClient:
         return FunctionClient("127.0.0.1", self.data.port, **options)
 
 
