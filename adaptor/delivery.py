@@ -22,30 +22,25 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
 from mqtt5 import PublishPacket
 
 from weir.adaptor.broker import Ticket
-from weir.adaptor.counters import RouteCounters
-from weir.adaptor.deadletter import Caller, DeadLetters, letter
+from weir.adaptor.deadletter import Caller, letter
 from weir.adaptor.events import Event, MalformedEvent, http_headers
-from weir.adaptor.gate import Gate
-from weir.adaptor.mapping import Mapper, minted_ids, publisher_id
+from weir.adaptor.mapping import minted_ids, publisher_id
+from weir.adaptor.outgoing import Failure, Flow, Outgoing, refusal, silence, subscribed
 from weir.adaptor.quarantine import Held, QuarantineError
 from weir.adaptor.retry import (
     BREAK_AFTER,
     LONGEST_PROBE,
     Verdict,
-    judge,
-    judge_silence,
-    retry_after,
 )
-from weir.adaptor.routes import Route
 from weir.adaptor.topics import TopicTable
-from weir.proxy.wire.client import Response, TransportError
+from weir.proxy.wire.client import Response
 
 log = logging.getLogger("weir.adaptor")
 
@@ -57,52 +52,6 @@ class Keeper(Protocol):
     """Puts events where they survive; the future is done when they do."""
 
     def put(self, event: Held) -> asyncio.Future[None]: ...
-
-
-@dataclass(slots=True, eq=False)
-class Flow:
-    """A route at work. `number`: its filter's subscription identifier; `gate`: its concurrency and
-    rate, with those who wait for it in `line`; `letters`: its dead letter sink."""
-
-    route: Route
-    mapper: Mapper
-    number: int
-    counters: RouteCounters = field(default_factory=RouteCounters)
-    letters: DeadLetters | None = None
-    gate: Gate | None = None
-    line: deque[Outgoing] = field(default_factory=deque)
-    opens: asyncio.TimerHandle | None = None
-
-    def __post_init__(self) -> None:
-        if self.route.concurrency is not None or self.route.rate is not None:
-            self.gate = Gate(self.route.concurrency, self.route.rate)
-
-
-@dataclass(slots=True, eq=False)
-class Outgoing:
-    """One event on its way. `attempts`: retries used up; `mark`: what the sink had taken when the
-    event was first tried, to see whether it took others since."""
-
-    flow: Flow
-    message: PublishPacket
-    ticket: Ticket | None
-    event_id: str
-    received: float
-    arrived: float  # time.monotonic(): uvloop's own clock only knows milliseconds
-    head: bytes
-    body: bytes
-    expires: float | None = None  # by time.monotonic()
-    mark: int = -1
-    attempts: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    verdict: Verdict
-    reason: str
-    status: int | None = None
-    answer: bytes = b""
-    retry_after: float = 0.0
 
 
 class Pipeline:
@@ -162,7 +111,7 @@ class Pipeline:
                     self.settle(ticket)
                 return
         if len(flows) != 1:
-            flows = _subscribed(flows, message.subscription_ids)
+            flows = subscribed(flows, message.subscription_ids)
             if not flows:
                 self._unrouted(message, ticket)
                 return
@@ -274,13 +223,13 @@ class Pipeline:
         if answer.cancelled():
             self._failed(outgoing, Failure(Verdict.UNAVAILABLE, "the request was given up"))
         elif (error := answer.exception()) is not None:
-            self._failed(outgoing, _silence(error))
+            self._failed(outgoing, silence(error))
         else:
             response = answer.result()
             if 200 <= response.status <= 299:
                 self._delivered(outgoing)
             else:
-                self._failed(outgoing, _refusal(response, time.time()))
+                self._failed(outgoing, refusal(response, time.time()))
         if self._waiting or self._best_effort or self._gated:
             self._pump()
 
@@ -547,30 +496,3 @@ class Pipeline:
             "unacknowledged": self._held,
             "unrouted": self.unrouted,
         }
-
-
-def _subscribed(flows: tuple[Flow, ...], numbers: list[int]) -> tuple[Flow, ...]:
-    """A broker may send one copy per overlapping subscription or one for all; the subscription
-    identifiers tell which it was. Without them every matching route gets the message."""
-    if not numbers:
-        return flows
-    return tuple(flow for flow in flows if flow.number in numbers) or flows
-
-
-def _silence(error: BaseException) -> Failure:
-    if isinstance(error, TransportError):
-        return Failure(judge_silence(sent=error.sent), str(error) or type(error).__name__)
-    log.error("calling the sink failed in an unforeseen way", exc_info=error)
-    return Failure(Verdict.UNANSWERED, f"{type(error).__name__}: {error}")
-
-
-def _refusal(response: Response, now: float) -> Failure:
-    status = response.status
-    asked = next((value for name, value in response.headers if name == b"retry-after"), None)
-    return Failure(
-        judge(status),
-        f"the sink answered {status}",
-        status,
-        response.body[:1024],
-        retry_after(status, asked, now),
-    )

@@ -33,12 +33,14 @@ from weir.adaptor.broker import (
     log,
 )
 from weir.adaptor.deadletter import DeadLetters, LettersByHttp, LettersByMqtt
-from weir.adaptor.delivery import Flow, Pipeline
+from weir.adaptor.delivery import Pipeline
+from weir.adaptor.endpoints import FUNCTION
 from weir.adaptor.knative import Environment
 from weir.adaptor.mapping import Mapper
+from weir.adaptor.outgoing import Flow
 from weir.adaptor.publisher import AnyPublisher
 from weir.adaptor.quarantine import BOUND, Quarantine, QuarantineWriter
-from weir.adaptor.routes import FUNCTION, Route
+from weir.adaptor.routes import Route
 from weir.adaptor.session import Session5
 from weir.adaptor.session311 import Session311
 from weir.adaptor.subscriptions import others

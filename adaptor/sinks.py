@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from weir.adaptor.routes import FUNCTION, Access, RoutesError, check_sink
+from weir.adaptor.endpoints import FUNCTION, Access, check_sink
+from weir.adaptor.routes import RoutesError
 from weir.proxy.direct import FunctionClient
 from weir.proxy.wire.client import Response, TransportError
 

@@ -14,10 +14,11 @@ from mqtt5 import PublishPacket, QoS
 
 from weir.adaptor import sinks
 from weir.adaptor.address import Broker
+from weir.adaptor.endpoints import FUNCTION
 from weir.adaptor.events import MalformedEvent, http_headers
 from weir.adaptor.knative import Environment
 from weir.adaptor.mapping import Mapper, minted_ids, publisher_id
-from weir.adaptor.routes import FUNCTION, load
+from weir.adaptor.routes import load
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -270,13 +270,15 @@ def accept(_: Request) -> Answer:
 
 @dataclass
 class Sink:
-    """A raw HTTP/1.1 server that does what its script says. `taken`: what was answered 2xx."""
+    """A raw HTTP/1.1 server that does what its script says. `taken`: what was answered 2xx.
+    `remember`: whether both lists are kept."""
 
     script: Script = accept
     requests: list[Request] = field(default_factory=list)
     taken: list[Request] = field(default_factory=list)
     port: int = 0
     tls: ssl.SSLContext | None = None
+    remember: bool = True
     _server: asyncio.Server | None = None
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
 
@@ -306,14 +308,15 @@ class Sink:
         try:
             while True:
                 request = await _read(reader)
-                self.requests.append(request)
+                if self.remember:
+                    self.requests.append(request)
                 answer = self.script(request)
                 if not isinstance(answer, Answer):
                     answer = await answer
                 if answer.hang:
                     await reader.read()  # to the end of the connection
                     return
-                if 200 <= answer.status <= 299 and not answer.cut:
+                if self.remember and 200 <= answer.status <= 299 and not answer.cut:
                     self.taken.append(request)
                 head = [f"HTTP/1.1 {answer.status} X", *answer.headers]
                 if answer.status != 204:

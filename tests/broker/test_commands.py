@@ -13,6 +13,7 @@ from tests.broker.harness import Answer, Mosquitto, Sink
 from weir.adaptor import commands
 from weir.adaptor.events import Event
 from weir.adaptor.quarantine import Held, Quarantine
+from weir.adaptor.quarantine_commands import replay
 
 
 def weir(*arguments: str) -> int:
@@ -77,9 +78,9 @@ async def test_replay_keeps_what_is_still_refused_and_skips_a_sink_that_is_down(
 ) -> None:
     sink.script = lambda request: Answer(400)
     quarantine = Quarantine(filled)
-    assert await commands.replay(quarantine, (), sink.url) == (0, 2)
+    assert await replay(quarantine, (), sink.url) == (0, 2)
     sink.script = lambda request: Answer()
-    assert await commands.replay(quarantine, (), sink.url) == (1, 1)
+    assert await replay(quarantine, (), sink.url) == (1, 1)
     assert [held.number for held in quarantine.events()] == [2]
 
 

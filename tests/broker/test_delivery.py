@@ -17,8 +17,8 @@ from tests.broker.harness import (
     routes,
     until,
 )
-from weir.adaptor.commands import replay
 from weir.adaptor.quarantine import Quarantine
+from weir.adaptor.quarantine_commands import replay
 from weir.adaptor.service import client_id
 
 READINGS = [(f"plant/{n}/temperature", b"%d" % n) for n in range(10)]

@@ -24,11 +24,11 @@ from tests.broker.harness import (
     routes,
     until,
 )
-from weir.adaptor.commands import replay
+from weir.adaptor.endpoints import Access
 from weir.adaptor.knative import Environment
 from weir.adaptor.quarantine import Quarantine
+from weir.adaptor.quarantine_commands import replay
 from weir.adaptor.retry import BREAK_AFTER
-from weir.adaptor.routes import Access
 from weir.adaptor.service import client_id
 
 MANY = [("plant/x", b"%d" % n) for n in range(40)]
