@@ -51,9 +51,8 @@ def main(arguments: list[str]) -> int:
     failed = ", ".join(name for _, outcome, name in outcomes if outcome == "FAIL") or "none"
     query = ("configmap/config-deployment", "-o", "jsonpath={.data.queue-sidecar-image}")
     sidecar = cluster.kubectl("get", "-n", "knative-serving", *query)
-    print(
-        f"{sidecar}: {tests.count('PASS')} of {len(tests)} tests pass; failed: {failed}; {LOG} has it all"
-    )
+    passed = f"{tests.count('PASS')} of {len(tests)} tests pass"
+    print(f"{sidecar}: {passed}; failed: {failed}; {LOG} has it all")
     return status
 
 
