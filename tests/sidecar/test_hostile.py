@@ -95,6 +95,8 @@ def _back(pod: Pod, before: float, megabytes: float) -> None:
 def test_ten_thousand_idle_connections(serving: Pod) -> None:
     with many_files() as files, contextlib.ExitStack() as undo:
         count = min(10_000, files - 1000)
+        if count < 1000:
+            pytest.skip(f"only {files} descriptors may be open here")
         before = serving.resident
         for _ in range(count):
             undo.enter_context(serving.connect())
