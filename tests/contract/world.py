@@ -340,8 +340,9 @@ class World:
         if not self.running:
             return
         await self._note_metrics()
+        await self._look()
         before = len(self._windows)
-        await self.until(lambda: len(self._windows) > before + 1, "two more windows")
+        await self.until(lambda: len(self._windows) > before, "the window that this ended in")
         for name in ("request_count", "proxied_request_count"):
             total = sum(stat[name] for stat in self._windows.values())
             self.note(f"9090 {name}, all windows", f"{total:g}")
@@ -362,13 +363,16 @@ class World:
         last = time.monotonic()
         while True:
             with contextlib.suppress(OSError, Closed):
-                stat = await self.stat()
-                if stat.numbers:
-                    self._windows[stat["process_uptime"]] = stat
+                await self._look()
                 now = time.monotonic()
                 self.stalled |= now - last > 0.95 and self.running
                 last = now
             await asyncio.sleep(0.25)
+
+    async def _look(self) -> None:
+        stat = await self.stat()
+        if stat.numbers:
+            self._windows[stat["process_uptime"]] = stat
 
     async def settled_metrics(self) -> dict[str, str]:
         """How many of what, once it no longer changes: recording may lag behind."""

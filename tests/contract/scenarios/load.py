@@ -84,10 +84,10 @@ async def waiting_counts_against_the_timeout(world: World) -> None:
     first, second = await world.client(), await world.client()
     await first.send(get("/hang"))
     await world.user.received(1)
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(0.6)
     await second.send(get("/hang"))
-    await world.answer("first", first, due=0.7)
-    await world.answer("second", second, due=0.3)
+    await world.answer("first", first, due=0.4)
+    await world.answer("second", second, due=0.6)
 
 
 @scenario("3.6", CONTAINER_CONCURRENCY="1")
