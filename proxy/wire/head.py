@@ -177,7 +177,7 @@ def _transfer_coding(seen: dict[bytes, bytes], minor: int) -> bool:
 
 
 class _Forwarded(dict[tuple[bytes | None, bytes | None, bytes | None, bool, bytes], bytes]):
-    """The end of a head for the user container, by what an ingress said of its client.
+    """Lines that the user container gets from us, by what an ingress said of its client.
 
     The values of X-Forwarded-For, -Host and -Proto, whether there is a Forwarded, and the peer: the
     same clients come again, and so do these.
@@ -190,7 +190,7 @@ class _Forwarded(dict[tuple[bytes | None, bytes | None, bytes | None, bool, byte
         lines = [b"X-Forwarded-For: " + (appended([for_], peer) if for_ else peer)]
         if not there and (for_ or host or proto):
             lines.insert(0, b"Forwarded: " + forwarded(for_ or b"", host or b"", proto or b""))
-        made = b"\r\n".join(lines) + HEAD_END
+        made = b"\r\n".join(lines)
         if len(made) <= _REMEMBERED_BYTES:
             if len(self) >= _REMEMBERED_CLIENTS:
                 self.clear()
@@ -310,7 +310,7 @@ class RequestHead:
         seen = self.seen
         for_ = seen.get(b"x-forwarded-for")
         host, proto = seen.get(b"x-forwarded-host"), seen.get(b"x-forwarded-proto")
-        added = _FORWARDED[(for_, host, proto, b"forwarded" in seen, peer)]
+        added = _FORWARDED[(for_, host, proto, b"forwarded" in seen, peer)] + HEAD_END
         data = self._data
         if for_ is None:
             return data[:-2] + added
@@ -341,15 +341,11 @@ class RequestHead:
         elif not seen.get(b"host"):
             self._set_host(authority)
         for_ = seen.get(b"x-forwarded-for")
-        added = []
-        if not seen.get(b"forwarded"):
-            host = seen.get(b"x-forwarded-host", b"")
-            proto = seen.get(b"x-forwarded-proto", b"")
-            if for_ or host or proto:
-                if b"forwarded" in seen:
-                    self.replace({b"forwarded": b""})  # an empty one is none
-                added.append(b"Forwarded: " + forwarded(for_ or b"", host, proto))
-        added.append(b"X-Forwarded-For: " + (appended([for_], peer) if for_ else peer))
+        host, proto = seen.get(b"x-forwarded-host"), seen.get(b"x-forwarded-proto")
+        there = bool(seen.get(b"forwarded"))
+        if not there and b"forwarded" in seen and (for_ or host or proto):
+            self.replace({b"forwarded": b""})  # an empty one is none
+        added = [_FORWARDED[(for_, host, proto, there, peer)]]
         if b"te" in seen and b"trailers" in seen[b"te"].lower():
             added.append(b"Te: trailers")
         if self.length is None:
