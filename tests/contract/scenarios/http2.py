@@ -147,10 +147,11 @@ async def a_gRPC_call(world: World) -> None:
 
 
 @scenario("3.9")
-async def a_gRPC_call_that_fails_at_once(world: World) -> None:
-    """Trailers only: one HEADERS frame that ends the stream."""
+async def a_gRPC_call_that_has_trailers_only(world: World) -> None:
+    """One HEADERS frame that ends the stream, as for a method that is not there."""
 
     async def fail(stream: Stream) -> None:
+        await stream.all()
         fields = [("content-type", "application/grpc"), ("grpc-status", "12")]
         await stream.headers([(":status", "200"), *fields], end=True)
 

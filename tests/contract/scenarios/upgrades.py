@@ -119,8 +119,8 @@ async def an_upgraded_connection_keeps_its_place(world: World) -> None:
 
 async def chatting(world: World, due: float, limit: float) -> None:
     """An upgraded connection on which something is said all the time: when does it end?"""
-    client = await upgraded(world)
     begun = time.monotonic()
+    client = await upgraded(world)
     try:
         while time.monotonic() < begun + limit:
             await client.send(b"x")
