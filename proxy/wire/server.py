@@ -62,6 +62,7 @@ class ServerConnection(asyncio.Protocol):
         "_gone",
         "_http2",
         "_lingering",
+        "_made",
         "_open",
         "_rest",
         "_service",
@@ -69,6 +70,7 @@ class ServerConnection(asyncio.Protocol):
         "_timer",
         "_transport",
         "_tunnel",
+        "_unwanted",
         "exchange",
         "flow",
         "full",
@@ -90,6 +92,8 @@ class ServerConnection(asyncio.Protocol):
         self._http2 = http2
         self._successor: asyncio.Protocol | None = None
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
+        self._made = False
+        self._unwanted = False  # closed before it was made: accepting and making are two steps
         self._body: BodyReader | None = None
         self._rest = bytearray()
         self._timer: asyncio.TimerHandle | None = None
@@ -160,11 +164,17 @@ class ServerConnection(asyncio.Protocol):
     def close(self) -> None:
         """Flush and close; for a response that could not be completed."""
         self.exchange = None
-        self._transport.close()
+        if self._made:
+            self._transport.close()
+        else:
+            self._unwanted = True
 
     def abort(self) -> None:
         self.exchange = None
-        self._transport.abort()
+        if self._made:
+            self._transport.abort()
+        else:
+            self._unwanted = True
 
     @property
     def idle(self) -> bool:
@@ -173,12 +183,15 @@ class ServerConnection(asyncio.Protocol):
     # --- asyncio ---------------------------------------------------------------------------
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._made = True
         self.flow = Flow(self._transport)
         name = transport.get_extra_info("peername")
         self.peer = plain_address(name)
         self.peer_port = name[1] if name else 0
         self.tls = transport.get_extra_info("sslcontext") is not None
         self._expect_head()
+        if self._unwanted:
+            self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         if self._tunnel:

@@ -301,3 +301,14 @@ def served(pieces: list[bytes]) -> int:
             made.say(piece)
             made.answer(lambda: [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"])
         return made.relay.counters().statuses[1]
+
+
+async def test_a_connection_that_is_accepted_but_not_made_yet_can_be_closed() -> None:
+    """The loop makes a protocol first and tells it of its transport later; a drain may be first."""
+    for close in (Relay.close_idle, Relay.abort):
+        with bench() as made:
+            protocol = made.relay.protocol()
+            close(made.relay)
+            wire = Wire(protocol, made.sock)
+            assert wire.closing
+            assert made.relay.counters().connections == 0
