@@ -12,6 +12,8 @@ USAGE = "usage: python -m tests.cluster up | images | down | status | kubectl AR
 
 
 def main(arguments: list[str]) -> int:
+    # the interrupt also where a script started this in the background, which ignores it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         match arguments:

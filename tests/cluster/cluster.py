@@ -40,6 +40,10 @@ _NODE_PROCESS = RUN / "node.pid"
 """Process 1 of the node as the machine sees it, and its start time: numbers are used again."""
 
 
+_COMPLETE = RUN / "complete"
+"""There once `up` has done everything: one that was killed leaves a node without Knative."""
+
+
 class Failed(Exception):
     """The cluster did not come up; the message says what did not, and where to read on."""
 
@@ -67,6 +71,7 @@ def up() -> None:
         say("images are loaded")
         _wait("the node is Ready", lambda: " Ready" in kubectl("get", "nodes", "--no-headers"))
         _install_knative()
+        _COMPLETE.touch()
         say("Knative Serving is available")
     except BaseException:
         down()
@@ -89,7 +94,7 @@ def down() -> None:
 
 
 def is_up() -> bool:
-    return _node_pid() is not None and _answers("/readyz")
+    return _COMPLETE.exists() and _node_pid() is not None and _answers("/readyz")
 
 
 def kubectl(*arguments: str, stdin: str | None = None) -> str:
