@@ -233,13 +233,19 @@ class World:
         return await self.answer(name, client, data.split(b" ", 1)[0].decode(), due=due)
 
     async def answer(
-        self, name: str, client: Client, method: str = "GET", *, due: float = 0.0
+        self,
+        name: str,
+        client: Client,
+        method: str = "GET",
+        *,
+        due: float = 0.0,
+        since: float | None = None,
     ) -> Response | None:
         """Note the next response on this connection; None if it was closed instead.
 
-        `due`: so many seconds from now.
+        `due`: so many seconds from now, or `since` then.
         """
-        begun = time.monotonic()
+        begun = time.monotonic() if since is None else since
         response: Response | None = None
         try:
             response = await client.response(method)
@@ -267,7 +273,7 @@ class World:
     def when(self, name: str, elapsed: float, due: float) -> None:
         """Timing is compared by class: at its due time, or somewhere else."""
         self.stalled |= elapsed > due + LATE
-        on_time = due - 0.06 <= elapsed <= due + LATE
+        on_time = due - 0.1 <= elapsed <= due + LATE
         self.note(f"{name}: when", f"at {due:g} s" if on_time else f"after {elapsed:.2f} s")
 
     def told(self, name: str, response: Response) -> None:

@@ -50,8 +50,8 @@ async def an_idle_pod_drains_for_thirty_seconds(world: World) -> None:
     hooks.append(await hook(world))
     await asyncio.sleep(5)
     await world.ask("traffic on the old connection", get("/"), client=old)
-    await world.ask("traffic on a new one", get("/"))
     last = time.monotonic()
+    await world.ask("traffic on a new one", get("/"))
     stat = await world.stat()
     world.note("9090 still says who it is", stat.pod_name)
     for number, client in enumerate(hooks):
@@ -68,10 +68,10 @@ async def a_request_in_flight_is_finished_after_the_quiet_time(world: World) -> 
     """It does not hold the drain, only the exit: 35 s of work, a deletion in the middle."""
     world.user.on("/slow", world.user.slow(33.0))
     client = await world.client()
+    begun = time.monotonic()
     await client.send(get("/slow"))
     await world.user.received(1)
     world.terminate()
-    begun = time.monotonic()
     await draining(world)
     await asyncio.sleep(31.5)
     world.note("listens on 8012", world.place.accepts(8012))
@@ -121,8 +121,8 @@ async def SIGINT_is_like_SIGTERM(world: World) -> None:
 @scenario("6")
 async def a_hook_without_a_signal_is_over_after_a_second(world: World) -> None:
     """The user container restarts alone; probes fail for that second, and recover."""
-    first, second = await hook(world), await hook(world)
     begun = time.monotonic()
+    first, second = await hook(world), await hook(world)
     await draining(world)
     await world.ask("traffic meanwhile", get("/"))
     world.told("first", await first.response())
@@ -131,8 +131,8 @@ async def a_hook_without_a_signal_is_over_after_a_second(world: World) -> None:
     world.when("second", time.monotonic() - begun, 1.0)
     await world.ask("health check after", probe())
     await asyncio.sleep(0.3)  # upstream, the end of the second hook could end the third as well
-    third = await hook(world)
     begun = time.monotonic()
+    third = await hook(world)
     world.told("third", await third.response())
     world.when("third", time.monotonic() - begun, 1.0)
 

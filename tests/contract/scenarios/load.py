@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from tests.contract.reports import parse_exposition, shapes
 from tests.contract.scenario import scenario
@@ -82,12 +83,13 @@ async def a_client_that_leaves_frees_its_place(world: World) -> None:
 async def waiting_counts_against_the_timeout(world: World) -> None:
     world.user.on("/hang", world.user.hang)
     first, second = await world.client(), await world.client()
+    begun = time.monotonic()
     await first.send(get("/hang"))
     await world.user.received(1)
     await asyncio.sleep(0.6)
     await second.send(get("/hang"))
-    await world.answer("first", first, due=0.4)
-    await world.answer("second", second, due=0.6)
+    await world.answer("first", first, due=1.0, since=begun)
+    await world.answer("second", second, due=1.6, since=begun)
 
 
 @scenario("3.6", CONTAINER_CONCURRENCY="1")
