@@ -47,6 +47,7 @@ class SecureServer(asyncio.Protocol):
         "_refused",
         "_timer",
         "_transport",
+        "_unwanted",
         "_upper",
         "context",
     )
@@ -62,6 +63,7 @@ class SecureServer(asyncio.Protocol):
         self._done = done
         self._first = b""
         self._refused = False
+        self._unwanted = False
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self._upper: SecureTransport | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -70,11 +72,18 @@ class SecureServer(asyncio.Protocol):
         self._object: ssl.SSLObject | None = None
 
     def abort(self) -> None:
-        self._transport.abort()
+        """Accepting a connection and making it are two steps: it may come between them."""
+        self._unwanted = True
+        transport: asyncio.Transport | None = self._transport
+        if transport is not None:
+            transport.abort()
 
     # --- asyncio ---------------------------------------------------------------------------
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        if self._unwanted:
+            self._transport.abort()
+            return
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(contract.READ_HEAD_SECONDS, self.abort)
 

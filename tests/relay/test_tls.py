@@ -630,3 +630,16 @@ async def test_closing_the_port_drops_handshakes_and_leaves_the_others(secured: 
     assert await young.rest() == b""
     await client.send(get())
     assert (await client.response()).status == 200
+
+
+async def test_a_connection_that_is_accepted_but_not_made_yet_can_be_closed(
+    rig: Callable[..., Awaitable[Rig]], tmp_path: Path
+) -> None:
+    made = make_pair(tmp_path)
+    port = TlsPort(folder=made.folder)
+    connection = port.secure((await rig()).relay.protocol)()
+    port.close()
+    server = await asyncio.get_running_loop().create_server(lambda: connection, "127.0.0.1", 0)
+    peer = RigClient(*await asyncio.open_connection(*server.sockets[0].getsockname()))
+    assert await peer.closed()
+    server.close()
