@@ -6,6 +6,7 @@ The mount needs a mount namespace, in which the sidecar starts.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import functools
 import shutil
 import ssl
@@ -30,6 +31,7 @@ MOUNT = (
 def certificate() -> Path:
     """A folder with tls.crt and tls.key, of the name that the activator wants to see."""
     folder = Path(tempfile.mkdtemp(prefix="weir-contract-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
          "-nodes", "-days", "2", "-subj", "/CN=knative", "-keyout", folder / "tls.key",
