@@ -117,3 +117,37 @@ def test_garbage_is_an_error_or_fields(block: bytes) -> None:
     except HpackError:
         return
     assert decoder._size <= TABLE_BYTES
+
+
+def test_a_block_of_literals_is_remembered_with_what_it_adds() -> None:
+    decoder = Decoder(LIMIT)
+    literals = b"\x88\x40\x01a\x01b"
+    first = decoder.decode(literals)
+    decoder.decode(b"\x40\x01c\x01d")
+    assert decoder.decode(literals) is first
+    assert decoder.decode(b"\xbe\xbf\xc0").fields == ((b"a", b"b"), (b"c", b"d"), (b"a", b"b"))
+
+
+@given(st.lists(st.integers(0, 5), max_size=60))
+def test_remembering_never_changes_what_is_read(order: list[int]) -> None:
+    """The same few blocks in any order: literals, references, sizes; the witness forgets nothing
+    and remembers nothing."""
+    blocks = [
+        b"\x82\x40\x01a\x7f\x81\x0f" + b"v" * 2048,
+        b"\x40\x01b\x01c\x40\x01d\x01e",
+        b"\x00\x01f\x01g\x86",
+        b"\xbe",
+        b"\xbf\x40\x01h\x01i",
+        b"\x3f\xe1\x1f\x40\x01j\x01k",
+    ]
+    decoder, witness = Decoder(LIMIT), hpack.Decoder()
+    for number in order:
+        try:
+            expected = witness.decode(blocks[number], raw=True)
+        except hpack.HPACKError:
+            with pytest.raises(HpackError):
+                decoder.decode(blocks[number])
+            return
+        assert decoder.decode(blocks[number]).fields == tuple(
+            (bytes(name), bytes(value)) for name, value in expected
+        )

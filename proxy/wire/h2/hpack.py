@@ -137,7 +137,17 @@ class Block:
 class Decoder:
     """Header blocks of one peer, in the order they came. `limit` bounds the bytes of all fields."""
 
-    __slots__ = ("_blocks", "_changes", "_entries", "_limit", "_room", "_size", "_strings")
+    __slots__ = (
+        "_added",
+        "_blocks",
+        "_entries",
+        "_limit",
+        "_literal_blocks",
+        "_looked_up",
+        "_room",
+        "_size",
+        "_strings",
+    )
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -145,8 +155,13 @@ class Decoder:
         self._size = 0
         self._entries: deque[Field] = deque()
         self._strings = _Strings()
-        self._blocks: dict[bytes, Block] = {}  # those that the table as it is gives a meaning
-        self._changes = 0
+        # known blocks: those that the table as it is gives a meaning, and those that mean the same
+        # with any table, with what they add to it (some servers write all fields like that)
+        self._blocks: dict[bytes, Block] = {}
+        self._literal_blocks: dict[bytes, tuple[Block, list[Field]]] = {}
+        # of the block that is being decoded
+        self._added: list[Field] = []
+        self._looked_up = False
 
     def decode(self, block: bytes) -> Block:
         """The same object for the same bytes, as long as they mean the same.
@@ -156,12 +171,23 @@ class Decoder:
         known = self._blocks.get(block)
         if known is not None:
             return known
-        before = self._changes
+        literal = self._literal_blocks.get(block)
+        if literal is not None:
+            for field in literal[1]:
+                self._add(field)
+            return literal[0]
+        self._added = []
+        self._looked_up = False
         decoded = Block(tuple(self._fields(block)))
-        if before == self._changes and len(block) <= _REMEMBERED_BYTES:
-            if len(self._blocks) >= _REMEMBERED_BLOCKS:
-                self._blocks.clear()
-            self._blocks[block] = decoded
+        if len(block) <= _REMEMBERED_BYTES:
+            if not self._looked_up:
+                if len(self._literal_blocks) >= _REMEMBERED_BLOCKS:
+                    self._literal_blocks.clear()
+                self._literal_blocks[block] = (decoded, self._added)
+            elif not self._added:
+                if len(self._blocks) >= _REMEMBERED_BLOCKS:
+                    self._blocks.clear()
+                self._blocks[block] = decoded
         return decoded
 
     def _fields(self, block: bytes) -> list[Field]:
@@ -175,6 +201,7 @@ class Decoder:
                     field = self._entry(index)
                 elif first & 0x40:
                     field, at = self._literal(block, at, 6)
+                    self._added.append(field)
                     self._add(field)
                 elif first & 0x20:
                     if fields:
@@ -232,14 +259,15 @@ class Decoder:
     def _entry(self, index: int) -> Field:
         if 0 < index < len(STATIC):
             return STATIC[index]
+        self._looked_up = True
         try:
             return self._entries[index - len(STATIC)] if index else self._entries[1 << 30]
         except IndexError:
             raise HpackError(f"no entry {index} in the table") from None
 
     def _add(self, field: Field) -> None:
-        self._changes += 1
-        self._blocks.clear()
+        if self._blocks:
+            self._blocks.clear()
         size = len(field[0]) + len(field[1]) + _OVERHEAD
         self._evict(self._room - size)
         if size <= self._room:
@@ -249,8 +277,9 @@ class Decoder:
     def _resize(self, room: int) -> None:
         if room > TABLE_BYTES:
             raise HpackError("the table is made larger than allowed")
+        self._looked_up = True  # such a block is not to be remembered
+        self._added.append((b"", b""))
         if room != self._room:
-            self._changes += 1
             self._blocks.clear()
             self._room = room
             self._evict(room)
