@@ -13,6 +13,7 @@ from weir.proxy.exchange import Exchange
 from weir.proxy.policy.deadlines import Timeouts
 from weir.proxy.wire import answers
 from weir.proxy.wire.h2 import frames
+from weir.proxy.wire.h2.endpoint import join
 from weir.proxy.wire.h2.head import MalformedBlock, ResponseFields, StreamHead, trailers
 from weir.proxy.wire.h2.hpack import Block, encode
 from weir.proxy.wire.h2.server import ClientStream
@@ -25,6 +26,7 @@ class StreamExchange(Exchange):
     """`request` is the header block for the user container, to be set before `start`."""
 
     __slots__ = (
+        "_complete",
         "_ended",
         "_link",
         "_pending",
@@ -57,6 +59,7 @@ class StreamExchange(Exchange):
         self._pending: list[tuple[bytes, bool]] = []
         self._trailers: bytes | None = None
         self._retried = False
+        self._complete = False  # the user container said all of its response
         self._sized = False  # the response told its length
 
     # --- towards the user container ------------------------------------------------------------
@@ -83,8 +86,12 @@ class StreamExchange(Exchange):
         self._ended = ended
         if self._user is not None:
             self._user.connection.send_data(self._user, piece, ended, self.client)
-        else:
-            self._pending.append((piece, ended))  # no credit for it: the window bounds this
+        elif self._complete:  # nobody waits for it any more
+            self.client.connection.credit(self.client, len(piece))
+        else:  # no credit for the stream: its window bounds this
+            self.client.connection.credit_ahead(self.client, len(piece))
+            if not join(self._pending, piece, ended):
+                self._pending.append((piece, ended))
 
     def request_trailers(self, block: bytes) -> None:
         self._ended = True
@@ -113,6 +120,7 @@ class StreamExchange(Exchange):
             return
         self.status = self.user_status = head.status
         self._sized = head.length is not None
+        self._complete = ended
         data = head.block if head.dated else head.block + _date()
         if not ended:
             self.answered = now = self.clock()
@@ -122,7 +130,9 @@ class StreamExchange(Exchange):
     def _response_trailers(self, block: Block, ended: bool) -> None:
         if not ended:
             raise MalformedBlock("a second head")
-        self.client.connection.send_trailers(self.client, trailers(block))
+        trailing = trailers(block)
+        self._complete = True
+        self.client.connection.send_trailers(self.client, trailing)
 
     def response_data(self, piece: bytes, ended: bool) -> None:
         user = self._user
@@ -132,6 +142,7 @@ class StreamExchange(Exchange):
             self._broken("http2: data before the head of a response")
             return
         self.sent += len(piece)
+        self._complete = ended
         if not ended:
             self.deadlines.wrote(self.clock())
         self.client.connection.send_data(self.client, piece, ended, user)
@@ -148,8 +159,10 @@ class StreamExchange(Exchange):
         self._leave()
 
     def response_reset(self, code: int) -> None:
-        """The user container gave the stream up."""
+        """The user container gave the stream up: or just the rest of the request."""
         self._user = None
+        if self._complete:
+            return  # the client still gets all of it
         if self.status:
             self._cut_short(code if code != frames.NO_ERROR else frames.INTERNAL_ERROR)
         elif code == frames.REFUSED_STREAM and self._may_retry():
@@ -159,6 +172,8 @@ class StreamExchange(Exchange):
 
     def response_lost(self, why: str, untouched: bool) -> None:
         user, self._user = self._user, None
+        if self._complete:
+            return
         stale = user is not None and user.connection.used > 1 and self.head.method in _IDEMPOTENT
         if self.status:
             self._cut_short(frames.INTERNAL_ERROR)

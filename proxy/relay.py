@@ -313,10 +313,12 @@ class Relay:
         return sum(exchange.upgraded is upgraded for exchange in self._running)
 
     def close_idle(self) -> None:
-        """Close the clients' connections that have no request now, and those to the user's."""
+        """Close the clients' connections that have no request now, and those to the user's.
+
+        Clients of HTTP/2 that have some are asked for no more: ask again while there are any.
+        """
         for client in list(self._clients):
-            if client.idle:
-                client.close()
+            client.leave()
         self._user.close_idle()
 
     async def drained(self) -> None:

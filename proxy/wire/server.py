@@ -169,6 +169,11 @@ class ServerConnection(asyncio.Protocol):
         else:
             self._unwanted = True
 
+    def leave(self) -> None:
+        """Close if no request is there."""
+        if self.idle:
+            self.close()
+
     def abort(self) -> None:
         self.exchange = None
         if self._made:

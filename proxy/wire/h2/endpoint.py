@@ -4,7 +4,9 @@ Owns what is the same towards clients and towards the user container. Its two ki
 `user`) say what a header block or the end of the connection means.
 
 A relay reads no faster than it can write: the sender of a body gets new credit for what has been
-written to the other connection, so the bytes in memory stay within the windows that we offer.
+written to the other connection, so the bytes in memory stay within the windows that we offer. What
+has to wait is credited to the connection ahead of that, within bounds: or a few streams that nobody
+reads would use up the window of all others.
 """
 
 from __future__ import annotations
@@ -23,6 +25,12 @@ WINDOW = 1 << 20
 """Bytes of bodies that a connection may have on their way through us, in each direction."""
 STREAM_WINDOW = 256 << 10
 MAX_STREAMS = 250
+_AHEAD_BYTES, _ALL_AHEAD_BYTES = 8 << 20, 32 << 20
+"""How much that waits may be credited ahead to one connection, and to all of the process."""
+_SMALL = 4096
+"""Smaller pieces that wait are joined: a byte must not cost the memory of an object."""
+_GATHERED_BYTES = 64 << 10
+"""Bodies that are held for one write; then it is seen whether the peer takes them."""
 _UNREAD_BYTES = 1 << 20
 """What may wait to be written to a peer that does not read; all but bodies is never held back."""
 _IDLE_FRAMES = 10_000
@@ -38,10 +46,36 @@ class Fault(Exception):
         self.code = code
 
 
+def join(waiting: Joinable, piece: bytes, ended: bool) -> bool:
+    """Put a piece behind the last one that waits, if that is small. Was it?"""
+    if waiting:
+        last, over, *source = waiting[-1]
+        if over is False and len(last) < _SMALL:
+            waiting[-1] = (last + piece, ended, *source)
+            return True
+    return False
+
+
+class _Ahead:
+    """What is left of _ALL_AHEAD_BYTES."""
+
+    left = _ALL_AHEAD_BYTES
+
+
 class Stream:
     """One stream on one connection. `id` 0: it has no number yet."""
 
-    __slots__ = ("connection", "id", "open_in", "open_out", "queue", "room", "taken", "window")
+    __slots__ = (
+        "ahead",
+        "connection",
+        "id",
+        "open_in",
+        "open_out",
+        "queue",
+        "room",
+        "taken",
+        "window",
+    )
 
     connection: Endpoint[Any]
 
@@ -54,6 +88,8 @@ class Stream:
         """Bytes that the peer may still send."""
         self.taken = 0
         """Bytes that were received and passed on, and not credited yet."""
+        self.ahead = 0
+        """Bytes that wait, and were credited to the connection already."""
         self.queue: deque[tuple[bytes, bool | None, Stream | None]] | None = None
         """Data that waits for a window: bytes, whether they are the last, whom to credit.
 
@@ -79,17 +115,22 @@ class Stream:
 
 
 S = TypeVar("S", bound=Stream)
+Joinable = (
+    Any  # a list or deque of pieces: bytes, whether they are the last, and what belongs to it
+)
 
 
 class Endpoint(asyncio.Protocol, Generic[S]):
     """`streams` are those with a number, by it."""
 
     __slots__ = (
+        "_ahead",
         "_block",
         "_block_flags",
         "_block_stream",
         "_blocked",
         "_corked",
+        "_gathered",
         "_idle_frames",
         "_idle_since",
         "_out",
@@ -121,6 +162,8 @@ class Endpoint(asyncio.Protocol, Generic[S]):
         self._window = frames.DEFAULT_WINDOW
         self._room = WINDOW
         self._taken = 0
+        self._ahead = 0
+        self._gathered = 0
         self._rest = b""
         self._out: list[bytes] = []
         self._corked = False
@@ -164,7 +207,10 @@ class Endpoint(asyncio.Protocol, Generic[S]):
             return
         if stream.queue is None:
             stream.queue = deque()
-        stream.queue.append((piece, ended, source))
+        if source is not None:
+            source.connection.credit_ahead(source, size)
+        if not join(stream.queue, piece, ended):
+            stream.queue.append((piece, ended, source))
         self._blocked[stream] = None
         self._pump(stream)
 
@@ -182,6 +228,10 @@ class Endpoint(asyncio.Protocol, Generic[S]):
         if ended:
             stream.open_out = False
         self.send(frames.frame(frames.DATA, 1 if ended else 0, stream.id, piece))
+        if self._corked:
+            self._gathered += size
+            if self._gathered > _GATHERED_BYTES:
+                self._write()
         if source is not None and size:
             source.connection.credit(source, size)
         if ended:
@@ -238,13 +288,27 @@ class Endpoint(asyncio.Protocol, Generic[S]):
 
     def credit(self, stream: Stream, size: int) -> None:
         """So many bytes that the stream received are off our hands."""
-        self.credit_connection(size)
+        ahead = min(stream.ahead, size)
+        if ahead:
+            stream.ahead -= ahead
+            self._ahead -= ahead
+            _Ahead.left += ahead
+        if size > ahead:
+            self.credit_connection(size - ahead)
         if stream.open_in:
             stream.taken += size
             if stream.taken >= STREAM_WINDOW // 2:
                 self.send(frames.window(stream.id, stream.taken))
                 stream.room += stream.taken
                 stream.taken = 0
+
+    def credit_ahead(self, stream: Stream, size: int) -> None:
+        """So many bytes that the stream received have to wait: may the other streams go on?"""
+        if size <= _AHEAD_BYTES - self._ahead and size <= _Ahead.left:
+            stream.ahead += size
+            self._ahead += size
+            _Ahead.left -= size
+            self.credit_connection(size)
 
     def fail(self, fault: Fault) -> None:
         """Say what the peer did wrong, and end."""
@@ -298,6 +362,10 @@ class Endpoint(asyncio.Protocol, Generic[S]):
 
     def _flush(self) -> None:
         self._corked = False
+        self._write()
+
+    def _write(self) -> None:
+        self._gathered = 0
         if self._out:
             out, self._out = self._out, []
             if self.transport is not None and not self.transport.is_closing():
@@ -352,14 +420,14 @@ class Endpoint(asyncio.Protocol, Generic[S]):
     def _data(self, number: int, flags: int, payload: bytes) -> None:
         ended = bool(flags & frames.END_STREAM)
         size = len(payload)
-        if size:
-            self._idle_frames = 0
-        elif not ended:
-            self._nothing_forward()
         self._room -= size
         if self._room < 0:
             raise Fault(frames.FLOW_CONTROL_ERROR, "more data than the connection's window")
         piece = self._unpadded(payload, 0) if flags & frames.PADDED else payload
+        if piece:
+            self._idle_frames = 0
+        elif not ended:
+            self._nothing_forward()
         stream = self.streams.get(number)
         if stream is None or not stream.open_in:
             self.not_open(number)
@@ -380,7 +448,8 @@ class Endpoint(asyncio.Protocol, Generic[S]):
         padding = size - len(piece)
         if padding:
             self.credit(stream, padding)
-        stream.data(piece, ended)
+        if piece or ended:
+            stream.data(piece, ended)
 
     def credit_connection(self, size: int) -> None:
         """The same, for bytes of no stream any more."""
@@ -489,7 +558,6 @@ class Endpoint(asyncio.Protocol, Generic[S]):
             self._nothing_forward()
             return
         self.end_stream(stream, None)
-        self.reset_received()
         stream.reset(unpack_from(">I", payload)[0])
 
     def _continuation(self, number: int, flags: int, payload: bytes) -> None:
@@ -551,9 +619,6 @@ class Endpoint(asyncio.Protocol, Generic[S]):
 
     def settings_received(self) -> None:
         pass
-
-    def reset_received(self) -> None:
-        """The peer reset a stream that was open."""
 
     def not_open(self, number: int) -> None:
         """A frame of a stream that is not open: over, or was it never? Raises Fault then."""

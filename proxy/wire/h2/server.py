@@ -21,12 +21,16 @@ from weir.proxy.wire.h2.hpack import Block, encode
 from weir.proxy.wire.server import LINGER_SECONDS
 
 _RESETS = 500
-"""How many streams more than it lets end may a client open and reset."""
+_RESETS_PER_SECOND = 10.0
+"""How many streams may a client give up before they were answered, at once and for long."""
+_LAST_STREAM = (1 << 31) - 1
 _SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
 
 
 class Exchange(Protocol):
-    """A proxied request on a stream."""
+    """A proxied request on a stream. `status` is 0 until its response began."""
+
+    status: int
 
     def request_more(self, piece: bytes, ended: bool) -> None: ...
 
@@ -107,7 +111,11 @@ class ClientStream(Stream):
         self.lost("")
 
     def reset(self, code: int) -> None:
+        # to give up a response that came is how a watch ends; else it is work for nothing
+        answered = self.proxied is not None and self.proxied.status
         self.lost("")
+        if not answered:
+            self.connection.overstep()
 
     def lost(self, why: str) -> None:
         exchange, self.exchange = self.exchange, None
@@ -132,7 +140,10 @@ class ClientConnection(Endpoint[ClientStream]):
         "_gone",
         "_greeted",
         "_last",
+        "_leaving",
         "_resets",
+        "_resets_at",
+        "_served",
         "_service",
         "_timer",
         "link",
@@ -148,7 +159,10 @@ class ClientConnection(Endpoint[ClientStream]):
         self._service = service
         self._gone = gone
         self._last = 0
-        self._resets = 0
+        self._leaving = 0  # steps of `leave` that were taken
+        self._served = _LAST_STREAM  # no stream beyond
+        self._resets = 0.0
+        self._resets_at = 0.0
         self._greeted = False
         self._timer: asyncio.TimerHandle | None = None
         self.link = link
@@ -197,8 +211,22 @@ class ClientConnection(Endpoint[ClientStream]):
         """No more streams; what was written still goes out."""
         if not self.closing:
             self.closing = True
-            self.send(frames.goaway(self._last, frames.NO_ERROR))
+            self.send(frames.goaway(self.last_peer_stream(), frames.NO_ERROR))
             self.transport.close()
+
+    def leave(self) -> None:
+        """Asked again and again: let what runs end, then close (RFC 9113, section 6.8).
+
+        First the client is only asked to open no more streams, since some may be on their way; the
+        next time it is told which was the last.
+        """
+        if self.idle:
+            self.close()
+        elif self._leaving < 2 and not self.closing:
+            if self._leaving:
+                self._served = self._last
+            self._leaving += 1
+            self.send(frames.goaway(self._served, frames.NO_ERROR))
 
     def abort(self) -> None:
         self.transport.abort()
@@ -215,7 +243,7 @@ class ClientConnection(Endpoint[ClientStream]):
     def ended_well(self) -> None:
         """A stream ran to its end: so much the better for the client's account."""
         if self._resets:
-            self._resets -= 1
+            self._resets = max(self._resets - 1, 0.0)
 
     # --- asyncio ---------------------------------------------------------------------------
     def data_received(self, data: bytes) -> None:
@@ -259,8 +287,11 @@ class ClientConnection(Endpoint[ClientStream]):
         if number <= self._last:
             return  # of a stream that is over on our side
         self._last = number
+        if number > self._served:
+            self.send(frames.reset(number, frames.REFUSED_STREAM))
+            return
         if len(self.streams) >= MAX_STREAMS:
-            self._overstep()
+            self.overstep()
             self.send(frames.reset(number, frames.REFUSED_STREAM))
             return
         if block is None:
@@ -269,7 +300,7 @@ class ClientConnection(Endpoint[ClientStream]):
         try:
             head = StreamHead(block)
         except MalformedBlock:
-            self._overstep()
+            self.overstep()
             self.send(frames.reset(number, frames.PROTOCOL_ERROR))
             return
         stream = ClientStream(self, number, head.length)
@@ -305,11 +336,11 @@ class ClientConnection(Endpoint[ClientStream]):
         fields = [(b":status", b"431"), *_length_of_nothing()]
         self.send_headers(stream, encode(fields), True)
 
-    def reset_received(self) -> None:
-        self._overstep()
-
-    def _overstep(self) -> None:
-        self._resets += 1
+    def overstep(self) -> None:
+        now = asyncio.get_running_loop().time()
+        forgiven = (now - self._resets_at) * _RESETS_PER_SECOND
+        self._resets_at = now
+        self._resets = max(self._resets - forgiven, 0.0) + 1
         if self._resets > _RESETS:
             raise Fault(frames.ENHANCE_YOUR_CALM, "too many streams that were reset")
 
@@ -321,7 +352,7 @@ class ClientConnection(Endpoint[ClientStream]):
             raise Fault(frames.PROTOCOL_ERROR, "a frame of a stream that was never opened")
 
     def last_peer_stream(self) -> int:
-        return self._last
+        return min(self._last, self._served)
 
 
 def _length_of_nothing() -> list[tuple[bytes, bytes]]:

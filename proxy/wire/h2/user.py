@@ -142,9 +142,8 @@ class UserConnection(Endpoint[UserStream]):
         """It answers what it has begun; what it has not may be asked again elsewhere."""
         self.disowned_above = min(self.disowned_above, last)
         self.link.left(self)
-        for number in [number for number in self.streams if number > last]:
-            stream = self.streams.pop(number)
-            stream.open_in = stream.open_out = False
+        for stream in [stream for number, stream in self.streams.items() if number > last]:
+            self.end_stream(stream, None)
             stream.lost("http2: the user container is shutting down")
         self.link.next()
 
