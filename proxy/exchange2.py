@@ -13,9 +13,9 @@ from weir.proxy.exchange import Exchange
 from weir.proxy.policy.deadlines import Timeouts
 from weir.proxy.wire import answers
 from weir.proxy.wire.h2 import frames
-from weir.proxy.wire.h2.endpoint import join
 from weir.proxy.wire.h2.head import MalformedBlock, ResponseFields, StreamHead, trailers
 from weir.proxy.wire.h2.hpack import Block, encode
+from weir.proxy.wire.h2.sending import join
 from weir.proxy.wire.h2.server import ClientStream
 from weir.proxy.wire.h2.user import UserLink, UserStream
 

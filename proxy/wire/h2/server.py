@@ -15,11 +15,13 @@ from weir.proxy import contract
 from weir.proxy.wire import answers
 from weir.proxy.wire.connection import plain_address
 from weir.proxy.wire.h2 import frames
-from weir.proxy.wire.h2.endpoint import MAX_STREAMS, STREAM_WINDOW, Endpoint, Fault, Stream
+from weir.proxy.wire.h2.endpoint import Endpoint, Fault
 from weir.proxy.wire.h2.head import MalformedBlock, StreamHead, trailers
 from weir.proxy.wire.h2.hpack import Block, encode
+from weir.proxy.wire.h2.sending import STREAM_WINDOW, Stream
 from weir.proxy.wire.server import LINGER_SECONDS
 
+MAX_STREAMS = 250
 _RESETS = 500
 _RESETS_PER_SECOND = 10.0
 """How many streams may a client give up before they were answered, at once and for long."""

@@ -13,8 +13,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, cast
 
 from weir.proxy.wire.h2 import frames
-from weir.proxy.wire.h2.endpoint import STREAM_WINDOW, Endpoint, Fault, Stream
+from weir.proxy.wire.h2.endpoint import Endpoint, Fault
 from weir.proxy.wire.h2.hpack import Block
+from weir.proxy.wire.h2.sending import STREAM_WINDOW, Stream
 
 _LAST_STREAM = (1 << 31) - 1
 _NOT_HTTP2 = "http2: failed reading the frame payload: the user container does not speak HTTP/2"
