@@ -9,9 +9,16 @@ BPF_SRC := $(wildcard bpf/*.h bpf/*.bpf.c)
 BPF_FLAGS := -O2 -g -target bpf -mcpu=v3 -Wall -Wextra -Werror -Wno-unused-parameter \
 	-I/usr/include/$(shell uname -m)-linux-gnu
 
+HOLD     := hold/weir-hold
+HOLD_SRC := $(wildcard hold/*.c hold/*.h)
+# static, because it is all there is in its image; musl's is a tenth of glibc's
+HOLD_CC  ?= $(shell command -v musl-gcc || command -v gcc || command -v cc)
+HOLD_FLAGS := -std=gnu11 -Os -Wall -Wextra -Werror -static -s \
+	-idirafter /usr/include -idirafter /usr/include/$(shell uname -m)-linux-gnu
+
 .DEFAULT_GOAL := help
 .PHONY: image e2e-up e2e-down e2e-smoke e2e-conformance e2e-deps
-.PHONY: help deps run test lint format bench clean lock bpf
+.PHONY: help deps run test lint format bench clean lock bpf hold
 
 help: ## list the tasks
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,18 +29,18 @@ run: deps bpf ## the main job: simulated devices (DEVICES=20) over MQTT into a f
 	@$(BIN)/weir run --routes examples/telemetry/routes.yaml --devices $(or $(DEVICES),20) \
 		--for $(or $(SECONDS),20) --verify /count -- $(BIN)/python examples/telemetry/function.py
 
-test: deps bpf ## run every test this machine can run; the skipped ones say why
+test: deps bpf hold ## run every test this machine can run; the skipped ones say why
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: deps ## ruff, mypy --strict, import layers, clang-format, clang -Werror
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .
 	$(BIN)/mypy -p weir && $(BIN)/mypy tests bench examples
 	$(BIN)/lint-imports
-	clang-format --dry-run --Werror $(BPF_SRC)
-	$(MAKE) --no-print-directory -B bpf
+	clang-format --dry-run --Werror $(BPF_SRC) $(HOLD_SRC)
+	$(MAKE) --no-print-directory -B bpf hold
 
 format: deps ## rewrite the sources in the house format
-	$(BIN)/ruff format . && $(BIN)/ruff check --fix . && clang-format -i $(BPF_SRC)
+	$(BIN)/ruff format . && $(BIN)/ruff check --fix . && clang-format -i $(BPF_SRC) $(HOLD_SRC)
 
 bench: deps bpf $(VENV)/.bench ## measure the direct path, the relay and the adaptor against nothing at all (ratios in one run)
 	$(BIN)/python -m bench
@@ -68,6 +75,11 @@ $(BPF): $(BPF_SRC)
 	$(CLANG) $(BPF_FLAGS) -c bpf/weir.bpf.c -o $@
 	llvm-strip -g $@ 2>/dev/null || $$(ls /usr/bin/llvm-strip-[0-9]* | sort -V | tail -n 1) -g $@
 
+hold: $(HOLD) ## compile weir-hold, which owns a pod's listeners (docs/hold.md)
+
+$(HOLD): $(HOLD_SRC)
+	$(HOLD_CC) $(HOLD_FLAGS) -o $@ hold/hold.c hold/ports.c
+
 $(VENV)/.stamp: requirements.lock deps.sh pyproject.toml
 	./deps.sh $(PYTHON) $(VENV)
 	@touch $@
@@ -81,5 +93,5 @@ lock: ## resolve the Python dependencies anew into requirements.lock
 		--universal --generate-hashes --python-version 3.11 --custom-compile-command "make lock" -o requirements.lock
 
 clean: ## remove everything that was built or installed here
-	rm -rf $(VENV) $(BPF) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(BPF) $(HOLD) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -21,6 +21,7 @@ triplet=$(uname -m)-linux-gnu
 want clang clang; want llvm llvm-strip; want clang-format clang-format
 want libbpf1 "/usr/lib/$triplet/libbpf.so.1" /usr/lib64/libbpf.so.1
 want libbpf-dev /usr/include/bpf/bpf_helpers.h
+want musl-tools musl-gcc
 want linux-libc-dev /usr/include/linux/bpf.h
 want bpftool bpftool /usr/sbin/bpftool; want iproute2 ip /usr/sbin/ip
 want mosquitto mosquitto /usr/sbin/mosquitto

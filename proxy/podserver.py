@@ -114,6 +114,24 @@ class PodServer:
             log.warning("%d upgraded connections are cut: they did not end in time", left)
         self.relay.close_idle()
 
+    async def quiet(self, seconds: float) -> bool:
+        """Whether nothing is in flight any more within this time; then all connections are closed.
+
+        One that was just accepted has until then to send its request.
+        """
+        relay = self.relay
+        until = time.monotonic() + seconds
+        while True:
+            spared = relay.close_used()
+            busy = relay.in_flight(upgraded=False) or relay.in_flight(upgraded=True)
+            late = time.monotonic() >= until
+            if busy and late:
+                return False
+            if not busy and (late or not spared):
+                relay.close_idle()
+                return True
+            await asyncio.sleep(_POLL_SECONDS / 10)
+
     def stop_accepting(self) -> None:
         for server in self._data:
             server.close()

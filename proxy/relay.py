@@ -321,6 +321,16 @@ class Relay:
             client.leave()
         self._user.close_idle()
 
+    def close_used(self) -> bool:
+        """Like `close_idle`, but spare those whose first request is due; whether there are such."""
+        spared = False
+        for client in list(self._clients):
+            if isinstance(client, ServerConnection) and client.awaited:
+                spared = True
+            elif client.idle:
+                client.close()
+        return spared
+
     async def drained(self) -> None:
         """Return when no request is in flight; then close the clients' idle connections."""
         while len(self._running):

@@ -15,11 +15,13 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from weir.proxy import contract, sockets
+from weir.proxy import contract, giveback, sockets
 from weir.proxy.environment import CERTIFICATES, EnvironmentFault, SidecarSettings, read_environment
 
 if TYPE_CHECKING:
     import socket
+
+    from weir.proxy.podserver import PodServer
 
 _STOP = (signal.SIGTERM, signal.SIGINT)
 
@@ -131,20 +133,52 @@ async def _serve(
 
     for number in _STOP:
         loop.add_signal_handler(number, stop)
+    path = giveback.hold_of(os.environ)
+    copies = {r: [s.dup() for s in open_ports[r]] for r in open_ports} if path else {}
     for role, listeners in open_ports.items():
         await server.serve(Role(role), listeners)
     gc.freeze()  # a collection looks at requests only, and does not stop them for milliseconds
     gc.enable()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP)
     await observability.start()
+    returning = loop.create_task(_give_back(path, copies, server)) if path else None
     try:
         await server.drained()
     finally:
+        if returning is not None:
+            returning.cancel()
         server.close()
         if tls is not None:
             tls.close()
         await observability.stop()
     return 0
+
+
+async def _give_back(path: str, copies: dict[str, list[socket.socket]], server: PodServer) -> None:
+    """When an agent rings: let requests end, then become hold again (docs/decisions/022)."""
+    import asyncio
+
+    from weir.proxy.podserver import Role
+    from weir.proxy.policy.drain import Phase
+
+    loop = asyncio.get_running_loop()
+
+    def serving() -> bool:  # a pod that drains is ours to the end
+        return server.drain.phase is Phase.SERVING
+
+    while True:
+        rung = asyncio.Event()
+        loop.add_reader(giveback.DOOR, rung.set)
+        await rung.wait()
+        loop.remove_reader(giveback.DOOR)
+        if serving():
+            server.stop_accepting()
+            if await server.quiet(giveback.LET_GO_SECONDS) and serving():
+                giveback.exec_hold(path, [s for listeners in copies.values() for s in listeners])
+            # a drain that began meanwhile goes on accepting, too
+            for role in ("data", "tls"):
+                await server.serve(Role(role), [s.dup() for s in copies.get(role, ())])
+        await asyncio.sleep(giveback.AGAIN_SECONDS)
 
 
 if __name__ == "__main__":

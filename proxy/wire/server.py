@@ -185,6 +185,11 @@ class ServerConnection(asyncio.Protocol):
     def idle(self) -> bool:
         return not self._open and not self._rest and self._body is None
 
+    @property
+    def awaited(self) -> bool:
+        """Its first request is to be expected: whoever connects has something to say."""
+        return not self._made or (self._timer is not None and not self._open)
+
     # --- asyncio ---------------------------------------------------------------------------
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
