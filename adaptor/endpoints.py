@@ -15,6 +15,8 @@ from weir.adaptor.address import Broker
 from weir.adaptor.document import Place
 from weir.adaptor.templates import Template
 from weir.adaptor.topics import TopicFilter
+from weir.proxy.contract import DATA_PORT
+from weir.proxy.policy.balance import Revision
 
 FUNCTION = "function"
 """The sink that is no URL: the caller of the adaptor says where it is."""
@@ -23,16 +25,18 @@ _BROKER_KEYS = (
     *("url", "caFile", "certFile", "keyFile", "serverName", "alpn"),
     *("usernameFile", "passwordFile"),
 )
-_SINK_KEYS = ("uri", "caFile", "tokenFile")
+_SINK_KEYS = ("uri", "caFile", "tokenFile", "pods", "revisions")
+_REVISION_KEYS = ("pods", "weight")
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
     """What an https sink needs: `ca`, PEM, trusted besides the system's; `token`: a file with a
-    bearer token, read again when it changes."""
+    bearer token, read again when it changes. `pods`: those behind an http sink, where known."""
 
     ca: Path | None = None
     token: Path | None = None
+    pods: tuple[Revision, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +106,44 @@ def parse_sink(place: Place, field: str, default: str | None = None) -> tuple[st
     assert inner is not None
     inner.check_keys(_SINK_KEYS)
     uri = inner.parsed("uri", check_sink)
-    access = Access(inner.optional("caFile", Path), inner.optional("tokenFile", Path))
-    if access != Access() and uri is not None and not uri.startswith("https://"):
+    access = Access(
+        inner.optional("caFile", Path), inner.optional("tokenFile", Path), _parse_pods(inner)
+    )
+    if access.pods and uri is not None and not uri.startswith("http://"):
+        inner.wrong("uri", "pods are for http sinks: TLS would end in what they are called past")
+    if (access.ca or access.token) and uri is not None and not uri.startswith("https://"):
         inner.wrong("uri", "caFile and tokenFile are for https sinks; a token would be readable")
     return uri, access
+
+
+def _parse_pods(sink: Place) -> tuple[Revision, ...]:
+    """`pods: [HOST[:PORT], ...]`, or `revisions: {NAME: {weight: 90, pods: [...]}, ...}`."""
+    if "revisions" not in sink.values:
+        return (Revision("", _pods(sink)),) if "pods" in sink.values else ()
+    if "pods" in sink.values:
+        sink.wrong("pods", "stand in each of the `revisions`; remove them here")
+    revisions = sink.inner("revisions", "names of revisions to {weight: ..., pods: [...]}")
+    found = []
+    for name in () if revisions is None else revisions.values:
+        assert revisions is not None
+        each = revisions.inner(str(name), ", ".join(_REVISION_KEYS))
+        if each is not None:
+            each.check_keys(_REVISION_KEYS)
+            weight = each.number("weight", 0.0, 1_000_000.0)
+            found.append(Revision(str(name), _pods(each), 1.0 if weight is None else weight))
+    return tuple(found)
+
+
+def _pods(place: Place) -> tuple[str, ...]:
+    value = place.values.get("pods", [])
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        place.wrong("pods", "must be a list of HOST or HOST:PORT, such as [10.0.0.7]")
+        return ()
+    try:
+        return tuple(pod_address(each) for each in value)
+    except ValueError as error:
+        place.wrong("pods", str(error))
+        return ()
 
 
 def parse_dead_letter(place: Place, topic_filter: TopicFilter | None) -> DeadLetterSink | None:
@@ -157,3 +195,14 @@ def check_sink(text: str) -> str:
     if parts.port == 0:
         raise ValueError("port 0 is no port; name the one that the sink listens on")
     return text
+
+
+def pod_address(text: str) -> str:
+    """`host:port` of a pod, given with or without its port. Raises ValueError."""
+    parts = urlsplit(f"//{text}")
+    if not parts.hostname or parts.netloc != text or parts.username is not None:
+        raise ValueError(f"`{text}` is not the address of a pod; write HOST or HOST:PORT")
+    if parts.port == 0:
+        raise ValueError(f"`{text}`: port 0 is no port")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{host}:{parts.port or DATA_PORT}"

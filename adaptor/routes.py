@@ -211,7 +211,7 @@ def _check_access(document: Document, routes: list[Route | None]) -> None:
                 document.wrong(
                     ("routes", index, name),
                     f"route {index + 1} ({route.name}): field `{name}`: another route reaches "
-                    f"{uri} with another caFile or tokenFile; say the same in both",
+                    f"{uri} with another caFile, tokenFile or pods; say the same in both",
                 )
 
 

@@ -245,6 +245,7 @@ class Lane:
             "url": self.url,
             **self.pipeline.snapshot(),
             "path": client.path,
+            "pods": self.client.pods(),
             "direct_requests": client.direct_requests,
             "relayed_requests": client.relayed_requests,
             "connected": session.connected,

@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from weir.adaptor.endpoints import FUNCTION, Access, check_sink
+from weir.adaptor.podset import Listed, PodSet, Resolver
 from weir.adaptor.routes import RoutesError
 from weir.proxy.direct import FunctionClient
 from weir.proxy.wire.client import Response, TransportError
@@ -78,15 +79,24 @@ class SinkClient:
         connections: int = CONNECTIONS,
         *,
         ca_certs: str | None = None,
+        audience: str | None = None,
+        resolver: Resolver | None = None,
     ) -> None:
-        """`ca_certs`: PEM of CAs that are trusted besides. Raises RoutesError."""
-        self.http = FunctionClient(
+        """`ca_certs`: PEM of CAs that are trusted besides. `audience`: whose tokens the sink wants.
+        `resolver`: who knows its pods; default: the routes file, if it does. Raises RoutesError."""
+        bare = not target.tls and access.token is None and audience is None
+        if resolver is None and access.pods:
+            resolver = Listed(access.pods)
+        url = FunctionClient(
             target.host,
             target.port,
             limit=connections,
-            ask=sink == FUNCTION and not target.tls,
+            ask=sink == FUNCTION and bare,
             tls=_trust(sink, access, ca_certs) if target.tls else None,
         )
+        self.http: FunctionClient | PodSet = url
+        if resolver is not None and bare:
+            self.http = PodSet(url, resolver, connections)
         self._token = None if access.token is None else _Token(access.token)
 
     def request(self, head: bytes, body: bytes, timeout: float) -> asyncio.Future[Response]:
@@ -100,6 +110,10 @@ class SinkClient:
             failed.set_exception(TransportError(str(error), sent=False))
             return failed
         return self.http.request(head + line, body, timeout)
+
+    def pods(self) -> list[dict[str, object]]:
+        """The state of each pod, if they are known."""
+        return self.http.pods() if isinstance(self.http, PodSet) else []
 
     async def close(self) -> None:
         await self.http.close()

@@ -1,9 +1,9 @@
 """Calling a Knative function: straight into its pod where that is offered, else over the data port.
 
 Owns which of the two paths a request takes, and on the direct path the duties of the proxy that is
-not there: X-Forwarded-For, Forwarded, and the revision's timers (design section 2). Whether a
-request is worth a retry is the caller's decision; here one is repeated only if nobody listened, so
-that not a byte of it had left.
+not there: X-Forwarded-For, Forwarded, Host, what is not for the app, and the revision's timers
+(design section 2). Whether a request is worth a retry is the caller's decision; here one is
+repeated only if nobody listened, so that not a byte of it had left.
 
 A pod is asked on its data port whether it offers the direct one. Requests never wait for that
 answer; they are relayed until it is there. An original queue-proxy answers 400 by contract
@@ -13,8 +13,9 @@ answer; they are relayed until it is there. An original queue-proxy answers 400 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -37,6 +38,11 @@ ASK_INELIGIBLE_SECONDS = 10.0
 """After a Weir that offers nothing: the pod may become eligible."""
 ASK_STRANGER_SECONDS = 300.0
 """After something that is no Weir: it would have to be replaced first."""
+
+
+_NOT_PASSED_ON = contract.PRUNED | {contract.ORIGINAL_HOST, b"x-forwarded-for"}
+_MAYBE_OF_EARLIER_HOPS = re.compile(rb"\r\n[fkx]", re.IGNORECASE)
+"""Forwarded, K-Original-Host, Knative-Serving-..., X-Forwarded-...: an event has none of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +86,8 @@ class Offer:
 class FunctionClient:
     """`request()` like HttpClient's, over the better of two paths.
 
-    `ask=False`: an ordinary URL, never asked, always "relayed". `tls`: for the data port.
+    `ask=False`: an ordinary URL, never asked, always "relayed". `tls`: for the data port. `unsent`
+    is called instead of failing a call that found nobody on either path, see HttpClient.
     """
 
     def __init__(
@@ -91,19 +98,23 @@ class FunctionClient:
         limit: int = 64,
         ask: bool = True,
         tls: ssl.SSLContext | None = None,
+        unsent: Callable[[Call, TransportError], None] | None = None,
     ) -> None:
         self.host = host
         self.port = port
         self.direct_requests = 0
         self.relayed_requests = 0
         self._limit = limit
-        self._relayed = HttpClient(host, port, limit=limit, tls=tls)
+        self._relayed = HttpClient(host, port, limit=limit, tls=tls, unsent=self._nobody)
+        self._unsent = unsent
         self._direct: HttpClient | None = None
         self._address = b""
         self._refusals = 0
         self._ask_at = 0.0 if ask else float("inf")
         self._tasks: set[asyncio.Task[None]] = set()
         self._asking = False
+        self._question: Call | None = None
+        self._retired = False
 
     @property
     def path(self) -> Literal["direct", "relayed"]:
@@ -116,19 +127,37 @@ class FunctionClient:
         """
         future: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
         now = time.monotonic()
+        self.submit(Call(head, body, now + timeout, future), now)
+        return future
+
+    def submit(self, call: Call, now: float) -> None:
+        """As `request`, for a call that already has its future and its deadline."""
         direct = self._direct
         if direct is None:
             if now >= self._ask_at and not self._asking:
                 self._asking = True
                 self._own(self._ask())
             self.relayed_requests += 1
-            self._relayed.submit(Call(head, body, now + timeout, future))
+            self._relayed.submit(call)
         else:
-            call = Call(self._as_proxied(head), body, now + timeout, future)
-            call.otherwise = head
+            call.otherwise = call.head
+            call.head = self._as_proxied(call.head)
             self.direct_requests += 1
             direct.submit(call)
-        return future
+
+    async def retire(self) -> None:
+        """Let what runs end, pass what waits to `unsent`, then close."""
+        self._ask_at = float("inf")
+        self._retired = True
+        direct, self._direct = self._direct, None
+        if direct is not None:
+            self._own(direct.retire())
+        try:
+            await self._relayed.retire()
+            while self._tasks:
+                await asyncio.wait(self._tasks)
+        finally:
+            await self.close()
 
     async def close(self) -> None:
         """Close both paths; what runs or waits fails. Safe to call twice."""
@@ -153,13 +182,16 @@ class FunctionClient:
             contract.PROBE_WEIR,
         )
         wait = ASK_AGAIN_SECONDS
+        answer: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+        self._question = Call(head, b"", time.monotonic() + ASK_TIMEOUT_SECONDS, answer)
+        self._relayed.submit(self._question)
         try:
-            response = await self._relayed.request(head, b"", ASK_TIMEOUT_SECONDS)
-            wait = self._answered(response)
+            wait = self._answered(await answer)
         except TransportError:
             pass  # the request that made us ask meets the same fate, and its caller is told
         finally:
             self._asking = False
+            self._question = None
             self._ask_at = max(self._ask_at, time.monotonic() + wait)
 
     def _answered(self, response: Response) -> float:
@@ -176,7 +208,7 @@ class FunctionClient:
         except ValueError:
             return ASK_STRANGER_SECONDS  # a Weir whose words we don't know
         address = self._relayed.local_address()
-        if address is not None and self._direct is None:
+        if address is not None and self._direct is None and not self._retired:
             self._address = address
             self._direct = HttpClient(
                 self.host,
@@ -200,24 +232,43 @@ class FunctionClient:
             call.head = call.otherwise
         self.direct_requests -= 1
         self.relayed_requests += 1
-        self._relayed.submit(call)
+        if self._retired:
+            self._nobody(call, error)
+        else:
+            self._relayed.submit(call)
+
+    def _nobody(self, call: Call, error: TransportError) -> None:
+        """The data port takes no new connection either."""
+        if self._unsent is None or call is self._question:
+            call.fail(error)
+            return
+        self.relayed_requests -= 1
+        self._unsent(call, error)
 
     # --- what the proxy would have done ----------------------------------------------------
     def _as_proxied(self, head: bytes) -> bytes:
         """The head as the queue-proxy would have passed it on (contract sections 3.3, 3.5)."""
-        if b"forwarded" in head.lower():
-            return self._forwarded_on(head)
+        if _MAYBE_OF_EARLIER_HOPS.search(head) is not None:
+            return self._passed_on(head)
         return b"%sX-Forwarded-For: %s\r\n" % (head, self._address)
 
-    def _forwarded_on(self, head: bytes) -> bytes:
-        """The same for a head that speaks of earlier hops."""
-        lines: list[bytes] = []
+    def _passed_on(self, head: bytes) -> bytes:
+        """The same for a head that may speak of earlier hops."""
+        line, *fields = head.split(b"\r\n")[:-1]
         said: dict[bytes, bytes] = {}
-        for line in head.split(b"\r\n")[:-1]:
-            name, _, value = line.partition(b":")
-            said.setdefault(name.lower(), value.strip())
-            if name.lower() != b"x-forwarded-for":
-                lines.append(line)
+        kept: list[tuple[bytes, bytes]] = []
+        for each in fields:
+            name, _, value = each.partition(b":")
+            name = name.lower()
+            said.setdefault(name, value.strip())
+            if name not in _NOT_PASSED_ON:
+                kept.append((name, each))
+        host = said.get(contract.ORIGINAL_HOST)
+        if host:
+            kept = [(b"host", b"Host: " + host), *(each for each in kept if each[0] != b"host")]
+        if b"forwarded" in said and not said[b"forwarded"]:
+            kept = [each for each in kept if each[0] != b"forwarded"]  # an empty one is none
+        lines = [line, *(each for _, each in kept)]
         for_ = said.get(b"x-forwarded-for", b"")
         if not said.get(b"forwarded"):
             origin = forwarded(
