@@ -10,48 +10,32 @@ somewhere safe (quarantine) or was told to drop it. Everything else ends in anot
                   |         '-----> the sink is down: blocked, everything waits, one event probes
                   '--- waiting <----'
 
-Bounded by construction: QoS 1 by the session's window, QoS 0 by BEST_EFFORT (the oldest goes, and
-is counted). No task per event: requests are futures, and their callbacks drive the pipeline.
+Bounded by construction: QoS 1 by the session's window, QoS 0 by lines.BEST_EFFORT. No task per
+event: requests are futures, and their callbacks drive the pipeline.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
-from typing import Protocol
 
 from mqtt5 import PublishPacket
 
 from weir.adaptor.broker import Ticket
-from weir.adaptor.deadletter import Caller, letter
-from weir.adaptor.events import Event, MalformedEvent, http_headers
+from weir.adaptor.deadletter import Caller
+from weir.adaptor.events import MalformedEvent, http_headers
+from weir.adaptor.lastresort import Keeper, LastResort
+from weir.adaptor.lines import Lines
 from weir.adaptor.mapping import minted_ids, publisher_id
 from weir.adaptor.outgoing import Failure, Flow, Outgoing, refusal, silence, subscribed
-from weir.adaptor.quarantine import Held, QuarantineError
-from weir.adaptor.retry import (
-    BREAK_AFTER,
-    LONGEST_PROBE,
-    Verdict,
-)
+from weir.adaptor.retry import BREAK_AFTER, Verdict
 from weir.adaptor.topics import TopicTable
 from weir.proxy.wire.client import Response
 
 log = logging.getLogger("weir.adaptor")
-
-BEST_EFFORT = 1000
-"""QoS 0 events held per sink."""
-
-
-class Keeper(Protocol):
-    """Puts events where they survive; the future is done when they do."""
-
-    def put(self, event: Held) -> asyncio.Future[None]: ...
 
 
 class Pipeline:
@@ -71,19 +55,15 @@ class Pipeline:
         """`sink`: its name for people and the quarantine; `url`: where that is, for dead letters;
         `limit`: requests at a time."""
         self._loop = asyncio.get_running_loop()
-        self.sink, self._url = sink, url or sink
+        self.sink = sink
         self._misses = 0
-        self._request_line, self._caller, self._keeper = request_line, caller, keeper
+        self._request_line, self._caller = request_line, caller
         self._flows = TopicTable((flow.route.filter, flow) for flow in flows)
-        self._letters = {flow.letters for flow in flows if flow.letters is not None}
-        self._gated = tuple(flow for flow in flows if flow.gate is not None)
+        self._lines = Lines(flows, self._pump)
+        self._last_resort = LastResort(sink, url or sink, keeper, flows, self._gone)
         self._limit = limit
         self._mint = minted_ids()
         self.settle: Callable[[Ticket], None] = lambda _: None
-        self._waiting: deque[Outgoing] = deque()
-        self._best_effort: deque[Outgoing] = deque()
-        self._best_effort_elsewhere = 0
-        """Of them, those who wait for their retry or for their route's gate."""
         self._in_flight = 0
         self._held = 0
         self._taken = 0
@@ -92,8 +72,6 @@ class Pipeline:
         self._quiet: asyncio.Future[None] | None = None
         self._stopped = False
         self.blocked: str | None = None
-        self.unsafe: str | None = None
-        """Why events that were given up can't be quarantined; they wait unacknowledged."""
         self.since = time.time()
         self.unrouted = 0
         self.skip_retained = False
@@ -164,34 +142,9 @@ class Pipeline:
             self._wait(outgoing)
 
     def _wait(self, outgoing: Outgoing, *, first: bool = False) -> None:
-        flow = outgoing.flow
-        if flow.gate is not None:
-            self._wait_at_gate(outgoing, first=first)
-            return
-        if outgoing.ticket is not None:
-            self._waiting.appendleft(outgoing) if first else self._waiting.append(outgoing)
-            return
-        if self._best_effort_is_full():
-            oldest = outgoing if first or not self._best_effort else self._best_effort.popleft()
+        oldest = self._lines.put(outgoing, first=first)
+        if oldest is not None:
             self._overflowed(oldest)
-            if oldest is outgoing:
-                return
-        self._best_effort.appendleft(outgoing) if first else self._best_effort.append(outgoing)
-
-    def _wait_at_gate(self, outgoing: Outgoing, *, first: bool) -> None:
-        line = outgoing.flow.line
-        if outgoing.ticket is None:
-            if self._best_effort_is_full():
-                oldest = outgoing if first or not line else line.popleft()
-                self._overflowed(oldest)
-                if oldest is outgoing:
-                    return
-            else:
-                self._best_effort_elsewhere += 1
-        line.appendleft(outgoing) if first else line.append(outgoing)
-
-    def _best_effort_is_full(self) -> bool:
-        return len(self._best_effort) + self._best_effort_elsewhere >= BEST_EFFORT
 
     def _overflowed(self, outgoing: Outgoing) -> None:
         outgoing.flow.counters.overflowed += 1
@@ -230,7 +183,8 @@ class Pipeline:
                 self._delivered(outgoing)
             else:
                 self._failed(outgoing, refusal(response, time.time()))
-        if self._waiting or self._best_effort or self._gated:
+        lines = self._lines
+        if lines.waiting or lines.best_effort or lines.gated:
             self._pump()
 
     def _expired(self, outgoing: Outgoing) -> None:
@@ -239,38 +193,11 @@ class Pipeline:
         self._gone(outgoing)
 
     def _pump(self) -> None:
-        for flow in self._gated:
-            self._pump_gated(flow)
         while self.blocked is None and self._in_flight < self._limit and not self._stopped:
-            if self._waiting:
-                self._start(self._waiting.popleft())
-            elif self._best_effort:
-                self._start(self._best_effort.popleft())
-            else:
+            outgoing = self._lines.take()
+            if outgoing is None:
                 return
-
-    def _pump_gated(self, flow: Flow) -> None:
-        gate = flow.gate
-        assert gate is not None
-        while flow.line and self.blocked is None and self._in_flight < self._limit:
-            wait = gate.wait(time.monotonic())
-            if self._stopped or wait == math.inf:
-                return
-            if wait > 0.0:
-                if flow.opens is None:
-                    flow.opens = self._loop.call_later(wait, self._gate_opens, flow)
-                return
-            self._start(self._from_line(flow))
-
-    def _gate_opens(self, flow: Flow) -> None:
-        flow.opens = None
-        self._pump()
-
-    def _from_line(self, flow: Flow) -> Outgoing:
-        outgoing = flow.line.popleft()
-        if outgoing.ticket is None:
-            self._best_effort_elsewhere -= 1
-        return outgoing
+            self._start(outgoing)
 
     def _delivered(self, outgoing: Outgoing) -> None:
         self._taken += 1
@@ -322,16 +249,13 @@ class Pipeline:
         wait = outgoing.flow.route.delivery.backoff(outgoing.attempts, failure.retry_after)
         outgoing.attempts += 1
         outgoing.flow.counters.retried += 1
-        if outgoing.ticket is None:
-            if self._best_effort_is_full():
-                self._overflowed(outgoing)
-                return
-            self._best_effort_elsewhere += 1
-        self._loop.call_later(wait, self._again, outgoing)
+        if self._lines.leave_for_retry(outgoing):
+            self._loop.call_later(wait, self._again, outgoing)
+        else:
+            self._overflowed(outgoing)
 
     def _again(self, outgoing: Outgoing) -> None:
-        if outgoing.ticket is None:
-            self._best_effort_elsewhere -= 1
+        self._lines.back_from_retry(outgoing)
         if self._stopped:
             return
         self._wait(outgoing, first=True)
@@ -339,75 +263,12 @@ class Pipeline:
 
     def _give_up(self, outgoing: Outgoing, failure: Failure) -> None:
         """What no retry can deliver: the route's policy takes it."""
-        flow = outgoing.flow
-        policy = flow.route.on_failure
-        if policy == "block":
+        if outgoing.flow.route.on_failure == "block":
             self._block(outgoing, failure)
             return
         if self.blocked is not None and failure.status is not None:
             self._unblock()
-        if policy == "drop":
-            name = flow.route.name
-            log.warning("route %s dropped %s: %s", name, outgoing.event_id, failure.reason)
-            flow.counters.dropped += 1
-            self._gone(outgoing)
-            return
-        held = self._held_event(outgoing, failure)
-        if policy == "deadLetter" and flow.letters is not None:
-            dead = letter(held, self._url)
-            sent = flow.letters.send(dead, outgoing.message.topic, flow.route.delivery)
-            sent.add_done_callback(partial(self._lettered, outgoing, held))
-        else:
-            self._keep(outgoing, held, 0)
-
-    def _lettered(self, outgoing: Outgoing, held: Held, sent: asyncio.Future[None]) -> None:
-        if sent.cancelled():
-            return  # we stop; unacknowledged, it comes again
-        error = sent.exception()
-        if error is None:
-            outgoing.flow.counters.dead_lettered += 1
-            self._gone(outgoing)
-            return
-        log.error("event %s goes to the quarantine: %s", outgoing.event_id, error)
-        self._keep(outgoing, replace(held, reason=f"{held.reason}; {error}"), 0)
-
-    def _keep(self, outgoing: Outgoing, event: Held, attempt: int) -> None:
-        if not self._stopped:
-            safe = self._keeper.put(event)
-            safe.add_done_callback(partial(self._kept, outgoing, event, attempt))
-
-    def _held_event(self, outgoing: Outgoing, failure: Failure) -> Held:
-        mapper, message = outgoing.flow.mapper, outgoing.message
-        stamp = (outgoing.event_id, outgoing.received)
-        try:
-            event: Event = mapper.event(message, *stamp)
-        except MalformedEvent:
-            event = mapper.plain(message, *stamp)
-        return Held(
-            at=time.time(),
-            route=outgoing.flow.route.name,
-            sink=self.sink,
-            topic=message.topic,
-            reason=failure.reason,
-            status=failure.status,
-            answer=failure.answer,
-            event=event,
-        )
-
-    def _kept(
-        self, outgoing: Outgoing, event: Held, attempt: int, safe: asyncio.Future[None]
-    ) -> None:
-        error = safe.exception()
-        if error is None:
-            self.unsafe = None
-            outgoing.flow.counters.quarantined += 1
-            self._gone(outgoing)
-            return
-        if self.unsafe is None:
-            log.error("event %s stays unacknowledged: %s", outgoing.event_id, error)
-        self.unsafe = str(error) if isinstance(error, QuarantineError) else repr(error)
-        wait = min(0.5 * 2.0 ** min(attempt, 10), LONGEST_PROBE)
-        self._loop.call_later(wait, self._keep, outgoing, event, attempt + 1)
+        self._last_resort.take(outgoing, failure)
 
     # --- a sink that is down ---
 
@@ -432,20 +293,12 @@ class Pipeline:
     def _send_probe(self) -> None:
         self._probe = None
         while not self._stopped and self.blocked is not None:
-            outgoing = self._next_to_probe()
+            outgoing = self._lines.take_any()
             if outgoing is None:  # the events are in their retry timers; look again soon
                 self._probe = self._loop.call_later(1.0, self._send_probe)
                 return
             if self._start(outgoing):
                 return
-
-    def _next_to_probe(self) -> Outgoing | None:
-        if self._waiting:
-            return self._waiting.popleft()
-        if self._best_effort:
-            return self._best_effort.popleft()
-        flow = next((flow for flow in self._gated if flow.line), None)
-        return None if flow is None else self._from_line(flow)
 
     def _unblock(self) -> None:
         log.warning("sink %s answers again", self.sink)
@@ -473,15 +326,17 @@ class Pipeline:
         self._stopped = True
         if self._probe is not None:
             self._probe.cancel()
-        for flow in self._gated:
-            if flow.opens is not None:
-                flow.opens.cancel()
-        for letters in self._letters:
-            letters.stop()
+        self._lines.stop()
+        self._last_resort.stop()
 
     @property
     def in_flight(self) -> int:
         return self._in_flight
+
+    @property
+    def unsafe(self) -> str | None:
+        """Why events that were given up can't be quarantined; they wait unacknowledged."""
+        return self._last_resort.unsafe
 
     def snapshot(self) -> dict[str, object]:
         reason = self.blocked or self.unsafe
@@ -490,9 +345,7 @@ class Pipeline:
             "reason": reason,
             "since": self.since,
             "in_flight": self._in_flight,
-            "waiting": len(self._waiting)
-            + len(self._best_effort)
-            + sum(len(flow.line) for flow in self._gated),
+            "waiting": len(self._lines),
             "unacknowledged": self._held,
             "unrouted": self.unrouted,
         }

@@ -15,8 +15,10 @@ import aiomqtt
 import mqtt5
 
 from weir.adaptor.broker import Broker, SessionSettings, Silence, WrongVersion, log
-from weir.adaptor.events import Event, to_json
-from weir.adaptor.session import Session5, in_words
+from weir.adaptor.connection5 import in_words
+from weir.adaptor.events import Event
+from weir.adaptor.jsonformat import to_json
+from weir.adaptor.session import Session5
 from weir.adaptor.session311 import Session311
 
 HIGHEST_ID = 65_535

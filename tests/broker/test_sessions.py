@@ -30,7 +30,7 @@ from tests.broker.harness import (
     until,
 )
 from weir.adaptor.broker import Broker
-from weir.adaptor.delivery import BEST_EFFORT
+from weir.adaptor.lines import BEST_EFFORT
 from weir.adaptor.service import client_id
 
 TWELVE = [(f"plant/{n}", b"%d" % n) for n in range(12)]

@@ -21,7 +21,8 @@ from weir.adaptor.broker import (
     WrongVersion,
     reconnect_delay,
 )
-from weir.adaptor.session import LARGEST_PACKET, Session5, packet_size
+from weir.adaptor.connection5 import LARGEST_PACKET, packet_size
+from weir.adaptor.session import Session5
 from weir.adaptor.session311 import Session311
 
 

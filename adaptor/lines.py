@@ -1,0 +1,119 @@
+"""Events that wait for their turn at one sink, and whose turn it is.
+
+Three kinds of lines: events with a ticket, which the session's window bounds; QoS 0 events, bounded
+here (the oldest goes, and its caller counts it); and one line per route that has a gate. Knows
+nothing of requests, answers and retries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from weir.adaptor.outgoing import Flow, Outgoing
+
+BEST_EFFORT = 1000
+"""QoS 0 events held per sink."""
+
+
+class Lines:
+    """`waiting`, `best_effort` and `gated` are looked at by the pipeline for every answer; only the
+    methods here change them."""
+
+    def __init__(self, flows: Iterable[Flow], wake: Callable[[], None]) -> None:
+        """`wake`: called when a gate has opened."""
+        self._loop = asyncio.get_running_loop()
+        self._wake = wake
+        self.waiting: deque[Outgoing] = deque()
+        self.best_effort: deque[Outgoing] = deque()
+        self.gated = tuple(flow for flow in flows if flow.gate is not None)
+        self._elsewhere = 0
+        """QoS 0 events that wait for their retry or for their route's gate."""
+
+    def __len__(self) -> int:
+        gated = sum(len(flow.line) for flow in self.gated)
+        return len(self.waiting) + len(self.best_effort) + gated
+
+    def put(self, outgoing: Outgoing, *, first: bool = False) -> Outgoing | None:
+        """The event waits; the one returned, perhaps itself, has to go for it."""
+        flow = outgoing.flow
+        if flow.gate is not None:
+            return self._put_at_gate(outgoing, first=first)
+        if outgoing.ticket is not None:
+            self.waiting.appendleft(outgoing) if first else self.waiting.append(outgoing)
+            return None
+        oldest = None
+        if self._is_full():
+            oldest = outgoing if first or not self.best_effort else self.best_effort.popleft()
+        if oldest is not outgoing:
+            self.best_effort.appendleft(outgoing) if first else self.best_effort.append(outgoing)
+        return oldest
+
+    def _put_at_gate(self, outgoing: Outgoing, *, first: bool) -> Outgoing | None:
+        line, oldest = outgoing.flow.line, None
+        if outgoing.ticket is None:
+            if self._is_full():
+                oldest = outgoing if first or not line else line.popleft()
+            else:
+                self._elsewhere += 1
+        if oldest is not outgoing:
+            line.appendleft(outgoing) if first else line.append(outgoing)
+        return oldest
+
+    def _is_full(self) -> bool:
+        return len(self.best_effort) + self._elsewhere >= BEST_EFFORT
+
+    def leave_for_retry(self, outgoing: Outgoing) -> bool:
+        """False: there is no room to wait for it, so the event has to go."""
+        if outgoing.ticket is None:
+            if self._is_full():
+                return False
+            self._elsewhere += 1
+        return True
+
+    def back_from_retry(self, outgoing: Outgoing) -> None:
+        if outgoing.ticket is None:
+            self._elsewhere -= 1
+
+    def take(self) -> Outgoing | None:
+        """Whose turn it is, if anyone's; gates that are about to open wake us."""
+        for flow in self.gated:
+            if flow.line:
+                gate = flow.gate
+                assert gate is not None
+                wait = gate.wait(time.monotonic())
+                if wait <= 0.0:
+                    return self._from_line(flow)
+                if wait != math.inf and flow.opens is None:
+                    flow.opens = self._loop.call_later(wait, self._opened, flow)
+        if self.waiting:
+            return self.waiting.popleft()
+        return self.best_effort.popleft() if self.best_effort else None
+
+    def take_any(self) -> Outgoing | None:
+        """For a probe, which no gate holds back."""
+        if self.waiting:
+            return self.waiting.popleft()
+        if self.best_effort:
+            return self.best_effort.popleft()
+        flow = next((flow for flow in self.gated if flow.line), None)
+        return None if flow is None else self._from_line(flow)
+
+    def _opened(self, flow: Flow) -> None:
+        flow.opens = None
+        self._wake()
+
+    def _from_line(self, flow: Flow) -> Outgoing:
+        outgoing = flow.line.popleft()
+        if outgoing.ticket is None:
+            self._elsewhere -= 1
+        return outgoing
+
+    def stop(self) -> None:
+        """No gate wakes anyone any more."""
+        for flow in self.gated:
+            if flow.opens is not None:
+                flow.opens.cancel()
