@@ -11,12 +11,14 @@ from typing import Any, cast
 import pytest
 
 from weir.proxy import agent as agent_module
-from weir.proxy.agent import Agent, ServedPod, WorkerProcess
+from weir.proxy.agent import Agent
 from weir.proxy.contract import RevisionSettings
 from weir.proxy.control import Channel
 from weir.proxy.counters import PodCounters
 from weir.proxy.kernel import AttachedPod
 from weir.proxy.pod import PodSpec
+from weir.proxy.served import ServedPod
+from weir.proxy.workers import WorkerProcess
 
 NUMBERS = [field.name for field in fields(PodCounters) if field.name != "latency"]
 
