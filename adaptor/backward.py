@@ -20,7 +20,8 @@ import httptools
 
 from weir.adaptor.address import Broker
 from weir.adaptor.broker import log
-from weir.adaptor.events import Event, MalformedEvent, from_http
+from weir.adaptor.events import Event, MalformedEvent
+from weir.adaptor.httpbinding import from_http
 from weir.adaptor.publisher import AnyPublisher, NotPublished, Publisher5, Publisher311
 from weir.adaptor.templates import Content, Template, TemplateError, User
 

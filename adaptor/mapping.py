@@ -1,9 +1,8 @@
 """From an MQTT message to the CloudEvent of a route.
 
-Two kinds of messages come in. Those that already are CloudEvents (CloudEvents MQTT binding: binary
-mode in user properties, spec form or with sdk-go's `ce-` prefix; structured mode by Content Type)
-keep their identity. Plain messages become events by the route's templates. Both get the extensions
-that say how the message came (mqtttopic, mqttqos, mqttretain, mqttdup).
+Two kinds of messages come in. Those that already are CloudEvents (see mqttbinding) keep their
+identity. Plain messages become events by the route's templates. Both get the extensions that say
+how the message came (mqtttopic, mqttqos, mqttretain, mqttdup).
 
 Messages are `mqtt5.PublishPacket`s for both protocol versions; a 3.1.1 message merely lacks
 properties. Pure: ids and times are given from outside.
@@ -20,22 +19,18 @@ from mqtt5 import PublishPacket
 
 from weir.adaptor.events import (
     OPAQUE,
-    REQUIRED,
     Event,
     MalformedEvent,
-    check,
     encode_value,
-    from_json,
     header,
-    http_headers,
-    is_attribute_name,
     is_media_type,
     is_timestamp,
 )
+from weir.adaptor.httpbinding import encoded
+from weir.adaptor.mqttbinding import TELLING, maybe_structured, published
 from weir.adaptor.routes import Route
 from weir.adaptor.templates import Content, Template
 
-STRUCTURED = "application/cloudevents"
 TEXT = "text/plain;charset=utf-8"
 
 PASSED_ON = frozenset(
@@ -46,7 +41,7 @@ PASSED_ON = frozenset(
 )
 """User properties of a plain message that have a meaning of their own in CloudEvents."""
 
-_TELLING = PASSED_ON | {"time", "specversion", "ce-specversion"}
+_TELLING = PASSED_ON | TELLING | {"time"}
 """User properties that say more about the event than its id."""
 
 REMEMBERED = 10_000
@@ -112,6 +107,7 @@ class Mapper:
             any(each.dynamic for each in templates)
             or route.id is not None
             or route.time is not None
+            or route.sending.mode != "binary"
         )
         """Whether no two events share their attributes, so that nothing can be kept."""
         self._rendered: dict[tuple[str, str | None, bool], bytes] = {}
@@ -130,10 +126,9 @@ class Mapper:
             or message.payload_format_indicator
             or message.message_expiry_interval is not None
             or (properties and any(name in _TELLING for name, _ in properties))
-            or self._maybe_cloudevent(content_type, message)
+            or maybe_structured(message, sniff=self.sniff)
         ):
-            event = self.event(message, event_id, received)
-            return http_headers(event), event.data
+            return encoded(self.event(message, event_id, received), self.route.sending.mode)
         key = (message.topic, content_type, message.packet_id is None)
         rendered = self._rendered.get(key) or self._render(key, message)
         if properties:
@@ -156,15 +151,18 @@ class Mapper:
 
         Raises MalformedEvent when the message claims to be a CloudEvent and is none.
         """
-        published = self._published(message)
-        if published is None:
+        try:
+            given = published(message, sniff=self.sniff)
+        except MalformedEvent as error:
+            raise MalformedEvent(f"on the topic `{shown(message.topic)}`: {error}") from error
+        if given is None:
             return self.plain(message, event_id, received)
-        attributes = dict(published.attributes)
+        attributes = dict(given.attributes)
         content = Content(message.user_properties, message.payload)
         for name, value in (_arrival(message) | self._extensions(message, content)).items():
             attributes.setdefault(name, value)
         attributes.update(self._overrides)
-        return Event(attributes, published.data, published.content_type)
+        return Event(attributes, given.data, given.content_type)
 
     def plain(self, message: PublishPacket, event_id: str, received: float) -> Event:
         """The message by the route's rules, whatever it claims to be."""
@@ -223,60 +221,13 @@ class Mapper:
             return self.route.datacontenttype
         return TEXT if message.payload_format_indicator == 1 else OPAQUE
 
-    def _maybe_cloudevent(self, content_type: str | None, message: PublishPacket) -> bool:
-        if content_type is not None:
-            return content_type[:23].lower() == STRUCTURED
-        return self.sniff and _looks_structured(message.payload)
 
-    def _published(self, message: PublishPacket) -> Event | None:
-        """The event that the message already is, by the receiver's rule of the MQTT binding."""
-        declared = message.content_type or ""
-        if declared[: len(STRUCTURED)].lower() == STRUCTURED:
-            return _structured(declared, message)
-        properties = _cloudevent_properties(message.user_properties)
-        if all(properties.get(name) for name in REQUIRED):
-            return _binary(declared, properties, message)
-        if self.sniff and not declared and _looks_structured(message.payload):
-            try:
-                return from_json(message.payload)
-            except MalformedEvent:
-                return None  # nothing but its looks said that it was one
-        return None
-
-
-def _structured(declared: str, message: PublishPacket) -> Event | None:
-    essence = declared.partition(";")[0].strip().lower()
-    if essence in (STRUCTURED, f"{STRUCTURED}+json"):
-        return from_json(message.payload)
-    return None  # a format we don't know is forwarded as it is, by the route's rules
-
-
-def _binary(declared: str, properties: dict[str, str], message: PublishPacket) -> Event:
-    check(properties)
-    also = properties.pop("datacontenttype", "")
-    content_type = next((each for each in (declared, also) if is_media_type(each)), None)
-    return Event(properties, message.payload, content_type)
-
-
-def _cloudevent_properties(pairs: list[tuple[str, str]]) -> dict[str, str]:
-    """Attributes in user properties, last one wins; sdk-go prefixes them with `ce-` and puts the
-    content type into a property named like the HTTP header."""
-    attributes: dict[str, str] = {}
-    prefixed = any(name == "ce-specversion" for name, _ in pairs)
-    for name, value in pairs:
-        if prefixed and name.lower() == "content-type":
-            name = "datacontenttype"
-        elif prefixed:
-            if not name.startswith("ce-"):
-                continue
-            name = name[3:]
-        if is_attribute_name(name):
-            attributes[name] = value
-    return attributes
-
-
-def _looks_structured(payload: bytes) -> bool:
-    return payload[:1] == b"{" and b'"specversion"' in payload
+def shown(text: str) -> str:
+    """For a message to people: one line of bounded length, whatever the text has in it."""
+    printable = "".join(
+        each if each.isprintable() else f"\\u{ord(each):04x}" for each in text[:200]
+    )
+    return printable if len(text) <= 200 else f"{printable}..."
 
 
 def _arrival(message: PublishPacket) -> dict[str, str]:

@@ -21,6 +21,7 @@
         rate: 100                          # and per second
         onFailure: deadLetter              # or quarantine, block, drop
         deadLetterSink: http://host:port/  # like `sink`, or {topic: dead/{topic}}
+        mode: structured                   # and batch, reply, dialect: see sending.py
 
 Unknown keys are errors: a misspelt `onFailure` must not lose an event. Connects to nothing.
 """
@@ -45,6 +46,8 @@ from weir.adaptor.endpoints import (
 )
 from weir.adaptor.events import REQUIRED, is_attribute_name, is_media_type
 from weir.adaptor.retry import Delivery, parse_duration
+from weir.adaptor.sending import FIELDS as SENDING_FIELDS
+from weir.adaptor.sending import Sending, parse_sending
 from weir.adaptor.templates import Template
 from weir.adaptor.topics import TopicFilter
 
@@ -72,7 +75,7 @@ _ROUTE_KEYS = (
         "time",
     ),
     *("extensions", "datacontenttype", "delivery", "concurrency", "rate"),
-    *("onFailure", "deadLetterSink"),
+    *("onFailure", "deadLetterSink", *SENDING_FIELDS),
 )
 _DELIVERY_KEYS = ("retry", "backoffPolicy", "backoffDelay", "timeout", "retryAfterMax")
 _LATER = {
@@ -120,6 +123,7 @@ class Route:
     on_failure: OnFailure = "quarantine"
     dead_letter: DeadLetterSink | None = None
     access: Access = field(default_factory=Access)
+    sending: Sending = field(default_factory=Sending)
     broker: Broker | None = None
     """None: the one that the adaptor was started with."""
 
@@ -260,6 +264,7 @@ def _route(
         "rate": place.number("rate", 0.001, 1_000_000.0),
         "on_failure": _on_failure(place, dead_letter),
         "dead_letter": dead_letter,
+        "sending": parse_sending(place, topic_filter),
     }
     if topic_filter is None or len(document.problems) > before:
         return None
