@@ -8,7 +8,7 @@ is decided in the relay.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from weir.proxy.policy.breaker import Admission
 from weir.proxy.policy.deadlines import Deadlines, Timeouts
@@ -56,7 +56,11 @@ class Client(Protocol):
         """A whole response of our own (`wire.answers`) to a request that goes no further."""
 
 
-class Exchange:
+C = TypeVar("C", bound=Client, covariant=True)
+H = TypeVar("H", bound=Head, covariant=True)
+
+
+class ExchangeBase(Generic[C, H]):
     """`start` it when its turn has come; it ends in one call of `over`.
 
     `over` comes when neither side has any more of it: that is when the breaker's slot is free
@@ -86,8 +90,8 @@ class Exchange:
         "user_status",
     )
 
-    client: Client
-    head: Head
+    client: C
+    head: H
     admission: Admission | None
     """Its place in the breaker, if there is one."""
     counted: bool
@@ -113,8 +117,8 @@ class Exchange:
 
     def __init__(
         self,
-        client: Client,
-        head: Head,
+        client: C,
+        head: H,
         timeouts: Timeouts,
         clock: Callable[[], float],
         over: Callable[[Any], None],
@@ -168,6 +172,10 @@ class Exchange:
         if not self.left:
             self.left = True
             self._over(self)
+
+
+Exchange = ExchangeBase[Client, Head]
+"""One whose version of HTTP does not matter."""
 
 
 class Observer(Protocol):

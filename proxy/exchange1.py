@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Callable
 
 from weir.proxy import contract
-from weir.proxy.exchange import Exchange
+from weir.proxy.exchange import Exchange, ExchangeBase
 from weir.proxy.policy.deadlines import Timeouts
 from weir.proxy.wire import answers
 from weir.proxy.wire.body import chunk, last_chunk
@@ -28,7 +28,7 @@ _JOINED_BYTES = 16 << 10
 _IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE"})
 
 
-class Http1Exchange(Exchange):
+class Http1Exchange(ExchangeBase[ServerConnection, RequestHead]):
     """`request` is the head for the user container, to be set before `start`."""
 
     __slots__ = (
@@ -46,8 +46,6 @@ class Http1Exchange(Exchange):
         "request",
     )
 
-    client: ServerConnection
-    head: RequestHead
     request: bytes
 
     def __init__(
@@ -60,7 +58,7 @@ class Http1Exchange(Exchange):
         timeouts: Timeouts,
         over: Callable[[Exchange], None],
     ) -> None:
-        Exchange.__init__(self, client, head, timeouts, user.clock, over)
+        ExchangeBase.__init__(self, client, head, timeouts, user.clock, over)
         client.exchange = self
         self._user = user
         if head.length is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from weir.proxy import contract
-from weir.proxy.exchange import Exchange
+from weir.proxy.exchange import Exchange, ExchangeBase
 from weir.proxy.policy.deadlines import Timeouts
 from weir.proxy.wire import answers
 from weir.proxy.wire.h2 import frames
@@ -22,7 +22,7 @@ from weir.proxy.wire.h2.user import UserLink, UserStream
 _IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE"})
 
 
-class StreamExchange(Exchange):
+class StreamExchange(ExchangeBase[ClientStream, StreamHead]):
     """`request` is the header block for the user container, to be set before `start`."""
 
     __slots__ = (
@@ -37,8 +37,6 @@ class StreamExchange(Exchange):
         "request",
     )
 
-    client: ClientStream
-    head: StreamHead
     request: bytes
 
     def __init__(

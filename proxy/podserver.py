@@ -19,6 +19,7 @@ from weir.proxy import contract, ports, sockets
 from weir.proxy.policy import stat
 from weir.proxy.policy.drain import Drain, Phase
 from weir.proxy.relay import Relay
+from weir.proxy.wire.protocol import as_protocol
 from weir.proxy.wire.server import ServerConnection, Service
 
 _POLL_SECONDS = 0.1
@@ -190,7 +191,7 @@ class PodServer:
         def protocol() -> asyncio.Protocol:
             client = ServerConnection(service, self._others.discard)
             self._others.add(client)
-            return client
+            return as_protocol(client)
 
         return protocol
 

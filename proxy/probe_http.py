@@ -16,6 +16,7 @@ from weir.proxy.contract import HttpGet, Probe
 from weir.proxy.wire.connection import Connection, TransportError
 from weir.proxy.wire.dial import Dial, connect_once
 from weir.proxy.wire.head import ResponseHead
+from weir.proxy.wire.protocol import as_protocol
 
 if TYPE_CHECKING:
     import ssl
@@ -121,10 +122,11 @@ class HttpCheck:
         sock = await connect_once(self._dial, url.host, url.port, DIAL_SECONDS)
         loop = asyncio.get_running_loop()
         secure = url.scheme == "https"
+        connection = Connection(_nothing)
         try:
             context = self._context() if secure else None
-            _, connection = await loop.create_connection(
-                lambda: Connection(_nothing),
+            await loop.create_connection(
+                lambda: as_protocol(connection),
                 sock=sock,
                 ssl=context,
                 server_hostname=url.host if secure else None,

@@ -27,6 +27,7 @@ from weir.proxy.policy.meter import Meter, Report
 from weir.proxy.wire import answers
 from weir.proxy.wire.dial import Dial
 from weir.proxy.wire.head import RequestHead
+from weir.proxy.wire.protocol import as_protocol
 from weir.proxy.wire.server import ServerConnection
 from weir.proxy.wire.upstream import Upstream
 from weir.proxy.wire.waiting import Waiting
@@ -159,6 +160,17 @@ class Relay:
         except Fault as fault:
             successor.fail(fault)
         return True
+
+    def _serve_switched(self, client: ClientStream, head: RequestHead, piece: bytes) -> None:
+        from weir.proxy.exchange_switched import SwitchedExchange
+
+        if self._answered(client, head):
+            return
+        head.upgrade = b"h2c"  # as the queue-proxy passes it on, without what would make it one
+        exchange = SwitchedExchange(self._user, client, head, piece, self._timeouts, self._over)
+        self._begin(exchange)
+        exchange.request = head.for_user(client.peer, self._user.authority)
+        self._admit(exchange)
 
     def _http2_client(self) -> ClientConnection:
         from weir.proxy.wire.h2.server import ClientConnection

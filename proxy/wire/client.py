@@ -22,6 +22,7 @@ from weir.proxy.wire.connection import Connection, TransportError
 from weir.proxy.wire.dial import Dial, DialError, connect_once, dial_here
 from weir.proxy.wire.head import ResponseHead, ResponseHeads
 from weir.proxy.wire.pool import IdlePool
+from weir.proxy.wire.protocol import as_protocol
 from weir.proxy.wire.watch import Watch
 
 if TYPE_CHECKING:
@@ -338,11 +339,13 @@ class HttpClient:
         loop = asyncio.get_running_loop()
         try:
             sock = await connect_once(self._dial, self.host, self.port, self._connect_timeout)
+            connection = Connection(self._gone, self._known)
+            protocol = as_protocol(connection)
             if self._tls is None:
-                _, connection = await loop.create_connection(self._protocol, sock=sock)
+                await loop.create_connection(lambda: protocol, sock=sock)
             else:
-                _, connection = await loop.create_connection(
-                    self._protocol,
+                await loop.create_connection(
+                    lambda: protocol,
                     sock=sock,
                     ssl=self._tls,
                     server_hostname=self.host,
@@ -358,9 +361,6 @@ class HttpClient:
             self.opened += 1
             self._open.add(connection)
             self._use(connection)
-
-    def _protocol(self) -> Connection:
-        return Connection(self._gone, self._known)
 
     def _unreached(self, error: TransportError) -> None:
         while self._waiting:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import select
 from collections.abc import Callable, Iterable
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from weir.proxy import contract
 from weir.proxy.wire.body import BodyReader, reader
@@ -57,15 +57,15 @@ class Asker(Protocol):
     def request_release(self) -> None: ...
 
 
-def plain_address(name: tuple[str, int] | None) -> bytes:
+def plain_address(name: tuple[Any, ...] | None) -> bytes:
     """A socket name's IP address as HTTP headers carry it: no zone, no IPv4-mapped form."""
     if not name:
         return b""
-    address = name[0].partition("%")[0]
+    address: str = name[0].partition("%")[0]
     return address.removeprefix("::ffff:").encode() if "." in address else address.encode()
 
 
-class Connection(asyncio.Protocol):
+class Connection:
     """`ask` one request at a time; after the response has ended, `reusable` says if another may go.
 
     `used` counts the requests so far; a connection with none can't be stale. `known` are heads that

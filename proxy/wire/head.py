@@ -102,9 +102,15 @@ class Malformed(ValueError):
 class _Silent:
     """llhttp's callbacks, all absent: it only judges."""
 
-    on_url = on_status = on_header = on_body = None
-    on_message_begin = on_headers_complete = on_message_complete = None
-    on_chunk_header = on_chunk_complete = None
+    on_url: None = None
+    on_status: None = None
+    on_header: None = None
+    on_body: None = None
+    on_message_begin: None = None
+    on_headers_complete: None = None
+    on_message_complete: None = None
+    on_chunk_header: None = None
+    on_chunk_complete: None = None
 
 
 _SILENT = _Silent()

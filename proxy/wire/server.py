@@ -17,6 +17,7 @@ from weir.proxy.wire.body import BodyReader, reader
 from weir.proxy.wire.connection import plain_address
 from weir.proxy.wire.flow import BACKLOG, OTHER_SIDE, Flow
 from weir.proxy.wire.head import HEAD_END, Malformed, RequestHead, check_start
+from weir.proxy.wire.protocol import Handler, as_protocol
 
 BACKLOG_BYTES = 64 << 10
 """Bytes of later requests that are read while one is open; then reading is held."""
@@ -52,7 +53,7 @@ It sets the connection's `exchange`, unless it answers and calls `finish` before
 """
 
 
-class ServerConnection(asyncio.Protocol):
+class ServerConnection:
     """`write` a response, then `finish` it; the next request is not read before."""
 
     __slots__ = (
@@ -90,7 +91,7 @@ class ServerConnection(asyncio.Protocol):
         self._service = service
         self._gone = gone
         self._http2 = http2
-        self._successor: asyncio.Protocol | None = None
+        self._successor: Handler | None = None
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self._made = False
         self._unwanted = False  # closed before it was made: accepting and making are two steps
@@ -117,10 +118,10 @@ class ServerConnection(asyncio.Protocol):
         self.write(answers.framed(parts, head.minor, head.close, head.method == b"HEAD"))
         self.finish(not head.close)
 
-    def hand_over(self, successor: asyncio.Protocol) -> asyncio.Transport:
+    def hand_over(self, successor: Handler) -> asyncio.Transport:
         """The transport, for another protocol from here on."""
         self._successor = successor
-        self._transport.set_protocol(successor)
+        self._transport.set_protocol(as_protocol(successor))
         self._gone(self)
         return self._transport
 

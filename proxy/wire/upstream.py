@@ -12,6 +12,7 @@ from weir.proxy.wire.connection import Connection
 from weir.proxy.wire.dial import Dial, connect_patiently
 from weir.proxy.wire.head import ResponseHeads
 from weir.proxy.wire.pool import IdlePool
+from weir.proxy.wire.protocol import as_protocol
 
 
 class Caller(Protocol):
@@ -84,15 +85,13 @@ class Upstream:
         loop = asyncio.get_running_loop()
         try:
             sock = await self.reach()
-            _, connection = await loop.create_connection(self._protocol, sock=sock)
+            connection = Connection(self._gone, self._known)
+            await loop.create_connection(lambda: as_protocol(connection), sock=sock)
         except OSError as error:
             caller.unreachable(str(error))
         else:
             self._open.add(connection)
             caller.reached(connection)
-
-    def _protocol(self) -> Connection:
-        return Connection(self._gone, self._known)
 
     def _dialled(self, task: asyncio.Task[None]) -> None:
         self._dialling.discard(task)

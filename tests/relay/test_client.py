@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator
+from functools import partial
 
 import pytest
 
@@ -10,6 +11,7 @@ from tests.relay.rig import Closed, Hold, Peer, Request, UserContainer, die, han
 from weir.proxy.wire.client import HttpClient, TransportError
 from weir.proxy.wire.connection import Connection
 from weir.proxy.wire.pool import IdlePool
+from weir.proxy.wire.protocol import as_protocol
 
 HEAD = b"POST %s HTTP/1.1\r\nHost: sink\r\nCe-Id: 1\r\n"
 
@@ -231,7 +233,8 @@ async def test_a_connection_whose_peer_has_closed_is_not_taken_before_the_loop_h
         sock = socket.create_connection(listener.getsockname())
         sock.setblocking(False)
         peers.append(listener.accept()[0])
-        _, connection = await loop.create_connection(lambda: Connection(pool.drop), sock=sock)
+        connection = Connection(pool.drop)
+        await loop.create_connection(partial(as_protocol, connection), sock=sock)
         pool.put(connection, loop.time())
     newest = pool.take(careful=True)
     assert newest is not None

@@ -17,6 +17,7 @@ from weir.proxy.relay import Relay
 from weir.proxy.wire.body import ChunkedBody
 from weir.proxy.wire.connection import Connection
 from weir.proxy.wire.dial import dial_here
+from weir.proxy.wire.protocol import as_protocol
 
 many = settings(
     max_examples=300,
@@ -80,7 +81,7 @@ class Bench:
         upstream = self.relay._user
         if not len(upstream._pool):
             connection = Connection(upstream._gone)
-            self.user.append(Wire(connection, self.sock))
+            self.user.append(Wire(as_protocol(connection), self.sock))
             upstream.put(connection, self.relay._clock())
 
     def say(self, data: bytes) -> None:
