@@ -46,7 +46,7 @@ def of_cgroup(cgroup: Path, namespace: Path, port: int) -> Iterator[socket.socke
     """A copy of each socket that listens on `port`, once, found among the processes of the
     cgroup and the cgroups below it. Processes that end meanwhile are passed over."""
     wanted = inodes(namespace, port)
-    for pid in _pids(cgroup):
+    for pid in pids_of(cgroup):
         for fd in _listed(Path(f"/proc/{pid}/fd")):
             if not wanted:
                 return
@@ -68,7 +68,7 @@ def cookie(listener: socket.socket) -> int:
     return int(struct.unpack("Q", raw)[0])
 
 
-def _pids(cgroup: Path) -> Iterator[int]:
+def pids_of(cgroup: Path) -> Iterator[int]:
     for folder, _, _ in os.walk(cgroup):
         try:
             text = (Path(folder) / "cgroup.procs").read_text()
