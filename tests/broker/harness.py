@@ -423,6 +423,13 @@ class AdaptorProcess:
             *self._command, env={**os.environ, **environment}
         )
 
+    def minds(self, number: signal.Signals) -> bool:
+        """Whether the process has a handler for the signal by now."""
+        assert self._process is not None
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        caught = int(status.partition("SigCgt:\t")[2].partition("\n")[0], 16)
+        return bool(caught >> (number - 1) & 1)
+
     async def kill(self) -> None:
         await self._end(signal.SIGKILL)
 

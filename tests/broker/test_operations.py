@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import re
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -262,3 +263,16 @@ def test_what_is_missing_on_the_command_line_is_named(
     assert "--routes (or --listen) is missing" in capsys.readouterr().err
     assert weir("adaptor", "status", str(tmp_path / "none.sock")) == 2
     assert "none.sock" in capsys.readouterr().err
+
+
+async def test_a_stop_in_the_first_moments_is_an_orderly_end_as_well(
+    broker: Mosquitto, sink: Sink, tmp_path: Path
+) -> None:
+    process = AdaptorProcess(broker.url, one_route(sink), tmp_path)
+    ends = []
+    for milliseconds in (0, 30, 100, 200, 300, 400):
+        async with process:
+            await until(lambda: process.minds(signal.SIGTERM), "it runs code of ours")
+            await asyncio.sleep(milliseconds / 1000)  # somewhere in its start, each time elsewhere
+            ends.append(await process.stop())
+    assert ends == [0] * 6
