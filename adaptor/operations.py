@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -74,8 +75,24 @@ def _lines(adaptor: Adaptor) -> Iterator[str]:
             *(kind, about),
             ((_labels(sink=lane.sink, broker=lane.broker), value(lane)) for lane in adaptor.lanes),
         )
+    yield from _pods(adaptor.lanes)
     if adaptor.backward is not None:
         yield from _backward(adaptor.backward)
+
+
+def _pods(lanes: Iterable[Lane]) -> Iterator[str]:
+    """Counted, not named: pods come and go, and series of theirs would stay."""
+    samples: list[tuple[str, float]] = []
+    for lane in lanes:
+        states = Counter(str(pod["state"]) for pod in lane.client.pods())
+        samples += (
+            (_labels(sink=lane.sink, broker=lane.broker, state=state), states[state])
+            for state in ("up", "ejected", "probing")
+            if states
+        )
+    if samples:
+        about = "Pods of sinks whose pods are known; ejected: failed, and not tried for a while."
+        yield from _family("weir_adaptor_sink_pods", "gauge", about, samples)
 
 
 _PER_SINK: tuple[tuple[str, str, str, Callable[[Lane], float]], ...] = (
@@ -83,6 +100,10 @@ _PER_SINK: tuple[tuple[str, str, str, Callable[[Lane], float]], ...] = (
      lambda lane: float(lane.pipeline.blocked is None and lane.pipeline.unsafe is None)),
     ("sink_in_flight", "gauge", "Requests with the sink.",
      lambda lane: lane.pipeline.in_flight),
+    ("sink_direct_requests_total", "counter", "Requests straight into a pod.",
+     lambda lane: lane.client.http.direct_requests),
+    ("sink_relayed_requests_total", "counter", "Requests by a data port or by the sink's URL.",
+     lambda lane: lane.client.http.relayed_requests),
     ("session_connected", "gauge", "1: the MQTT session is connected and subscribed.",
      lambda lane: float(lane.session.connected)),
     ("session_reconnects_total", "counter", "Connections after the first.",

@@ -10,7 +10,7 @@ from tests.relay.rig import Closed, Peer, Request, UserContainer, die, hang, ok
 from weir.proxy import direct
 from weir.proxy.direct import FunctionClient, Offer
 from weir.proxy.policy.deadlines import Timeouts
-from weir.proxy.wire.client import TransportError
+from weir.proxy.wire.client import Call, TransportError
 
 HEAD = b"POST %s HTTP/1.1\r\nHost: fn.example.com\r\nUser-Agent: weir\r\nCe-Id: 1\r\n"
 
@@ -98,6 +98,26 @@ async def test_earlier_hops_become_forwarded_and_stay_in_x_forwarded_for(pod: Po
     assert got.field("forwarded") == "for=10.1.2.3;proto=https"
     assert got.field("x-forwarded-for") == "10.1.2.3, 127.0.0.1"
     assert got.field("x-forwarded-proto") == "https"
+    await client.close()
+
+
+async def test_on_the_direct_path_the_host_is_restored_and_what_is_for_proxies_stays_out(
+    pod: Pod,
+) -> None:
+    client = pod.client()
+    await until_direct(client)
+    fields = (
+        b"K-Original-Host: fn.of.old.example\r\nKnative-Serving-Revision: fn-1\r\n"
+        b"knative-serving-namespace: ns\r\nKnative-Serving-Tag: v2\r\nForwarded: \r\n"
+        b"K-Proxy-Request: activator\r\nX-Forwarded-Host: fn\r\n"
+    )
+    await client.request(HEAD % b"/" + fields, b"", 5)
+    (got,) = pod.direct.requests
+    assert got.head == (
+        b"POST / HTTP/1.1\r\nHost: fn.of.old.example\r\nUser-Agent: weir\r\nCe-Id: 1\r\n"
+        b"Knative-Serving-Tag: v2\r\nK-Proxy-Request: activator\r\nX-Forwarded-Host: fn\r\n"
+        b"Forwarded: host=fn\r\nX-Forwarded-For: 127.0.0.1\r\nContent-Length: 0\r\n\r\n"
+    )
     await client.close()
 
 
@@ -239,6 +259,22 @@ async def test_a_dead_pod_is_an_error_of_the_relayed_path(pod: Pod) -> None:
     with pytest.raises(TransportError, match="refused") as caught:
         await client.request(HEAD % b"/", b"", 5)
     assert not caught.value.sent
+    await client.close()
+
+
+async def test_a_call_that_found_nobody_is_handed_back_as_it_was_and_the_question_is_not(
+    pod: Pod,
+) -> None:
+    back: asyncio.Queue[Call] = asyncio.Queue()
+    await pod.stop()
+    client = pod.client(unsent=lambda call, _: back.put_nowait(call))
+    client.request(HEAD % b"/", b"body", 5)
+    async with asyncio.timeout(20):
+        call = await back.get()
+        while client._asking:
+            await asyncio.sleep(0)
+    assert (call.head, call.body, back.empty()) == (HEAD % b"/", b"body", True)
+    assert (client.direct_requests, client.relayed_requests) == (0, 0)
     await client.close()
 
 
