@@ -26,6 +26,10 @@ class RouteCounters:
     """QoS 0 events that a slow sink left no room for; the oldest go first."""
     expired: int = 0
     """Not delivered within the time that their publisher gave them (Message Expiry Interval)."""
+    replied: int = 0
+    """Replies that the broker has. Beside the sum, as is the next: no events of messages."""
+    unreplied: int = 0
+    """Replies that can't be published, which onFailure took."""
     latency: Histogram = field(default_factory=Histogram)
     """Seconds from receipt to the sink's 2xx."""
 
@@ -46,6 +50,8 @@ class RouteCounters:
             "dropped": self.dropped,
             "overflowed": self.overflowed,
             "expired": self.expired,
+            "replied": self.replied,
+            "unreplied": self.unreplied,
             "p50": latency.quantile(0.5),
             "p99": latency.quantile(0.99),
         }

@@ -13,6 +13,7 @@ import time
 from typing import Protocol
 
 from weir.adaptor.events import Event, http_headers
+from weir.adaptor.mqttbinding import Dialect
 from weir.adaptor.publisher import NotPublished, Publisher
 from weir.adaptor.quarantine import Held
 from weir.adaptor.retry import Delivery, Verdict, judge, retry_after
@@ -106,12 +107,17 @@ class LettersByMqtt(DeadLetters):
     """To a topic of the broker that the message came from; taken when the broker says so."""
 
     def __init__(
-        self, template: Template, broker: str, taken: TopicFilter, publisher: Publisher
+        self,
+        template: Template,
+        broker: str,
+        taken: TopicFilter,
+        publisher: Publisher,
+        dialect: Dialect = "spec",
     ) -> None:
         """`broker`: for the template; `taken`: the route's filter, where no letter may go."""
         super().__init__()
         self._template, self._broker, self._taken = template, broker, taken
-        self._publisher = publisher
+        self._publisher, self._dialect = publisher, dialect
 
     async def _try(self, event: Event, topic: str, delivery: Delivery) -> tuple[bool, str, float]:
         where = self._template.render(topic, self._broker)
@@ -121,7 +127,7 @@ class LettersByMqtt(DeadLetters):
             )
             return True, f"the dead letter topic `{where}` {why}", 0.0
         try:
-            await self._publisher.publish(where, event)
+            await self._publisher.publish(where, event, dialect=self._dialect)
         except NotPublished as error:
             return error.for_good, f"the dead letter topic `{where}`: {error}", 0.0
         return True, "", 0.0

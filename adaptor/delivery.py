@@ -24,13 +24,15 @@ from functools import partial
 
 from mqtt5 import PublishPacket
 
+from weir.adaptor import replies
 from weir.adaptor.broker import Ticket
 from weir.adaptor.deadletter import Caller
-from weir.adaptor.events import MalformedEvent, http_headers
+from weir.adaptor.events import Event, MalformedEvent
 from weir.adaptor.lastresort import Keeper, LastResort
 from weir.adaptor.lines import Lines
 from weir.adaptor.mapping import minted_ids, publisher_id
 from weir.adaptor.outgoing import Failure, Flow, Outgoing, refusal, silence, subscribed
+from weir.adaptor.quarantine import LONGEST_ANSWER
 from weir.adaptor.retry import BREAK_AFTER, Verdict
 from weir.adaptor.topics import TopicTable
 from weir.proxy.wire.client import Response
@@ -59,6 +61,7 @@ class Pipeline:
         self._misses = 0
         self._request_line, self._caller = request_line, caller
         self._flows = TopicTable((flow.route.filter, flow) for flow in flows)
+        self._with_extras = tuple(flow for flow in flows if flow.batcher or flow.replies)
         self._lines = Lines(flows, self._pump)
         self._last_resort = LastResort(sink, url or sink, keeper, flows, self._gone)
         self._limit = limit
@@ -121,8 +124,7 @@ class Pipeline:
         try:
             lines, body = flow.mapper.encode(message, event_id, now)
         except MalformedEvent as error:
-            event = flow.mapper.plain(message, event_id, now)
-            lines, body = http_headers(event), event.data
+            lines, body = flow.mapper.encode_plain(message, event_id, now)
             malformed = Failure(Verdict.REJECTED, f"no CloudEvent: {error}")
         outgoing = Outgoing(
             *(flow, message, ticket, event_id, now, time.monotonic()),
@@ -163,11 +165,19 @@ class Pipeline:
             gate.enter(time.monotonic())
         if outgoing.mark < 0:
             outgoing.mark = self._taken
-        answer = self._caller.request(
-            outgoing.head, outgoing.body, outgoing.flow.route.delivery.timeout
-        )
+        timeout = outgoing.flow.route.delivery.timeout
+        answer = self._caller_of(outgoing).request(outgoing.head, outgoing.body, timeout)
         answer.add_done_callback(partial(self._answered, outgoing))
         return True
+
+    def _caller_of(self, outgoing: Outgoing) -> Caller:
+        """A probe has no company, and neither has a last attempt: whatever the others of its batch
+        did, no event is given up for them."""
+        batcher = outgoing.flow.batcher
+        if batcher is None or self.blocked is not None:
+            return self._caller
+        last = 0 < outgoing.attempts >= outgoing.flow.route.delivery.retry
+        return self._caller if last else batcher
 
     def _answered(self, outgoing: Outgoing, answer: asyncio.Future[Response]) -> None:
         self._in_flight -= 1
@@ -180,7 +190,7 @@ class Pipeline:
         else:
             response = answer.result()
             if 200 <= response.status <= 299:
-                self._delivered(outgoing)
+                self._taken_by_sink(outgoing, response)
             else:
                 self._failed(outgoing, refusal(response, time.time()))
         lines = self._lines
@@ -199,7 +209,26 @@ class Pipeline:
                 return
             self._start(outgoing)
 
-    def _delivered(self, outgoing: Outgoing) -> None:
+    def _taken_by_sink(self, outgoing: Outgoing, response: Response) -> None:
+        wanted = outgoing.flow.replies
+        if wanted is None or not wanted.welcome(outgoing.message):
+            self._delivered(outgoing)
+            return
+        try:
+            reply = replies.read(response)
+        except MalformedEvent as error:
+            failure = Failure(
+                Verdict.REJECTED,
+                f"the sink's reply is no CloudEvent: {error}",
+                response.status,
+                response.body[:LONGEST_ANSWER],
+            )
+            self._failed(outgoing, failure)
+        else:
+            self._delivered(outgoing, reply)
+
+    def _delivered(self, outgoing: Outgoing, reply: Event | None = None) -> None:
+        """With a reply, the message waits until the broker has that."""
         self._taken += 1
         self._misses = 0
         counters = outgoing.flow.counters
@@ -207,6 +236,18 @@ class Pipeline:
         counters.latency.record(time.monotonic() - outgoing.arrived)
         if self.blocked is not None:
             self._unblock()
+        if reply is None or outgoing.flow.replies is None:
+            self._gone(outgoing)
+            return
+        sent = outgoing.flow.replies.send(outgoing.message, reply)
+        sent.add_done_callback(partial(self._replied, outgoing))
+
+    def _replied(self, outgoing: Outgoing, sent: asyncio.Future[None]) -> None:
+        if sent.cancelled():
+            return  # we stop; unacknowledged, it comes again
+        if (error := sent.exception()) is not None:
+            log.error("a reply failed in an unforeseen way; its message waits", exc_info=error)
+            return
         self._gone(outgoing)
 
     def _gone(self, outgoing: Outgoing) -> None:
@@ -313,6 +354,9 @@ class Pipeline:
         """Deliver what was received, for at most `seconds`; returns early when the sink is down.
         Call it when nothing more is received."""
         self._quiet = self._loop.create_future()
+        for flow in self._with_extras:
+            if flow.batcher is not None:
+                flow.batcher.hurry()
         self._check_quiet()
         await asyncio.wait((self._quiet,), timeout=seconds)
 
@@ -328,6 +372,9 @@ class Pipeline:
             self._probe.cancel()
         self._lines.stop()
         self._last_resort.stop()
+        for flow in self._with_extras:
+            if flow.replies is not None:
+                flow.replies.stop()
 
     @property
     def in_flight(self) -> int:
@@ -335,8 +382,10 @@ class Pipeline:
 
     @property
     def unsafe(self) -> str | None:
-        """Why events that were given up can't be quarantined; they wait unacknowledged."""
-        return self._last_resort.unsafe
+        """Why events that were given up can't be quarantined, or replies not published; their
+        messages wait unacknowledged."""
+        waiting = (flow.replies.waiting for flow in self._with_extras if flow.replies is not None)
+        return self._last_resort.unsafe or next((why for why in waiting if why is not None), None)
 
     def snapshot(self) -> dict[str, object]:
         reason = self.blocked or self.unsafe

@@ -31,6 +31,7 @@ from weir.adaptor.mqttbinding import TELLING, maybe_structured, published
 from weir.adaptor.routes import Route
 from weir.adaptor.templates import Content, Template
 
+PREFER_REPLY = b"Prefer: reply\r\n"
 TEXT = "text/plain;charset=utf-8"
 
 PASSED_ON = frozenset(
@@ -117,6 +118,15 @@ class Mapper:
 
         Raises MalformedEvent.
         """
+        lines, body = self._encode(message, event_id, received)
+        reply = self.route.sending.reply
+        if reply is not None and reply.welcome(message.response_topic):
+            lines = PREFER_REPLY + lines
+        return lines, body
+
+    def _encode(
+        self, message: PublishPacket, event_id: str, received: float
+    ) -> tuple[bytes, bytes]:
         content_type = message.content_type
         properties = message.user_properties
         if (
@@ -135,6 +145,12 @@ class Mapper:
             event_id = encode_value(event_id)  # the publisher's; minted ones need no encoding
         stamp = f"ce-id: {event_id}\r\nce-time: {self._clock.text(received)}\r\n"
         return rendered + stamp.encode("ascii"), message.payload
+
+    def encode_plain(
+        self, message: PublishPacket, event_id: str, received: float
+    ) -> tuple[bytes, bytes]:
+        """As `encode`, of the event that `plain()` makes; never raises."""
+        return encoded(self.plain(message, event_id, received), self.route.sending.mode)
 
     def _render(self, key: tuple[str, str | None, bool], message: PublishPacket) -> bytes:
         attributes = self._fixed(message, None) | _arrival(message)

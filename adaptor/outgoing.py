@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 
 from mqtt5 import PublishPacket
 
+from weir.adaptor.batches import Batcher
 from weir.adaptor.broker import Ticket
 from weir.adaptor.counters import RouteCounters
 from weir.adaptor.deadletter import DeadLetters
 from weir.adaptor.gate import Gate
 from weir.adaptor.mapping import Mapper
+from weir.adaptor.replies import Replies
 from weir.adaptor.retry import Verdict, judge, judge_silence, retry_after
 from weir.adaptor.routes import Route
 from weir.proxy.wire.client import Response, TransportError
@@ -27,13 +29,16 @@ log = logging.getLogger("weir.adaptor")
 @dataclass(slots=True, eq=False)
 class Flow:
     """A route at work. `number`: its filter's subscription identifier; `gate`: its concurrency and
-    rate, with those who wait for it in `line`; `letters`: its dead letter sink."""
+    rate, with those who wait for it in `line`; `letters`: its dead letter sink; `batcher` and
+    `replies`: of a route that has batches or wants replies."""
 
     route: Route
     mapper: Mapper
     number: int
     counters: RouteCounters = field(default_factory=RouteCounters)
     letters: DeadLetters | None = None
+    batcher: Batcher | None = None
+    replies: Replies | None = None
     gate: Gate | None = None
     line: deque[Outgoing] = field(default_factory=deque)
     opens: asyncio.TimerHandle | None = None

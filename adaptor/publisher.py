@@ -15,9 +15,10 @@ import aiomqtt
 import mqtt5
 
 from weir.adaptor.broker import Broker, SessionSettings, Silence, WrongVersion, log
-from weir.adaptor.connection5 import in_words
+from weir.adaptor.connection5 import Connection, in_words
 from weir.adaptor.events import Event
 from weir.adaptor.jsonformat import to_json
+from weir.adaptor.mqttbinding import Dialect, properties
 from weir.adaptor.session import Session5
 from weir.adaptor.session311 import Session311
 
@@ -43,8 +44,16 @@ class NotPublished(Exception):
 class Publisher(Protocol):
     """What both kinds can do."""
 
-    async def publish(self, topic: str, event: Event) -> None:
-        """The event in the CloudEvents MQTT binding. Raises NotPublished."""
+    async def publish(
+        self,
+        topic: str,
+        event: Event,
+        *,
+        dialect: Dialect = "spec",
+        correlation: bytes | None = None,
+    ) -> None:
+        """The event in the CloudEvents MQTT binding; done when the broker has it. `dialect`,
+        `correlation` (data of a reply): where there are properties. Raises NotPublished."""
 
 
 def _settings(client_id: str, keep_alive: int) -> SessionSettings:
@@ -58,24 +67,30 @@ class Publisher5(Session5):
         super().__init__(broker, _settings(client_id, keep_alive), (), lambda message, ticket: None)
         self._asked: dict[int, asyncio.Future[mqtt5.PubAckPacket]] = {}
         self._last = 0
+        self._room: asyncio.Event = asyncio.Event()
 
-    async def publish(self, topic: str, event: Event) -> None:
-        connection = self._connection
-        if connection is None or not self.connected:
-            raise NotPublished(self.error or f"not connected to the broker {self.broker} yet")
-        if len(self._asked) >= connection.send_window:
-            raise NotPublished(f"the broker {self.broker} is busy with what it got before")
+    async def publish(
+        self,
+        topic: str,
+        event: Event,
+        *,
+        dialect: Dialect = "spec",
+        correlation: bytes | None = None,
+    ) -> None:
+        connection = await self._with_room()
         packet_id = self._free_id()
         try:
+            content_type, pairs = properties(event, dialect)
             packet = mqtt5.PublishPacket(
                 topic,
                 event.data,
                 qos=mqtt5.QoS.AT_LEAST_ONCE,
                 packet_id=packet_id,
-                content_type=event.content_type,
-                user_properties=list(event.attributes.items()),
+                content_type=content_type,
+                correlation_data=correlation,
+                user_properties=pairs,
             ).write()
-        except ValueError as error:  # an attribute longer than MQTT's strings, or no UTF-8
+        except ValueError as error:  # a topic or an attribute that MQTT has no text for
             raise NotPublished(f"MQTT can't carry the event: {error}", for_good=True) from error
         if connection.largest is not None and len(packet) > connection.largest:
             raise NotPublished(
@@ -97,6 +112,24 @@ class Publisher5(Session5):
                 for_good=code in REFUSED_FOR_GOOD,
             )
 
+    async def _with_room(self) -> Connection:
+        """The connection, once the broker takes one more. Raises NotPublished."""
+        until = asyncio.get_running_loop().time() + PATIENCE
+        while True:
+            connection = self._connection
+            if connection is None or not self.connected:
+                raise NotPublished(self.error or f"not connected to the broker {self.broker} yet")
+            if len(self._asked) < connection.send_window:
+                return connection
+            self._room.clear()
+            try:
+                async with asyncio.timeout_at(until):
+                    await self._room.wait()
+            except TimeoutError:
+                raise NotPublished(
+                    f"the broker {self.broker} is busy with what it got before"
+                ) from None
+
     def _free_id(self) -> int:
         while True:
             self._last = self._last % HIGHEST_ID + 1
@@ -105,6 +138,7 @@ class Publisher5(Session5):
 
     def published(self, packet: mqtt5.PubAckPacket) -> bool:
         answer = self._asked.pop(packet.packet_id, None)
+        self._room.set()
         if answer is not None and not answer.done():
             answer.set_result(packet)
         return answer is not None
@@ -112,6 +146,7 @@ class Publisher5(Session5):
     def _down(self) -> None:
         super()._down()
         self._asked.clear()
+        self._room.set()
 
 
 class Publisher311(Session311):
@@ -120,7 +155,14 @@ class Publisher311(Session311):
     def __init__(self, broker: Broker, client_id: str, keep_alive: int) -> None:
         super().__init__(broker, _settings(client_id, keep_alive), (), lambda message, ticket: None)
 
-    async def publish(self, topic: str, event: Event) -> None:
+    async def publish(
+        self,
+        topic: str,
+        event: Event,
+        *,
+        dialect: Dialect = "spec",
+        correlation: bytes | None = None,
+    ) -> None:
         client = self.client
         if client is None or not self.connected:
             raise NotPublished(self.error or f"not connected to the broker {self.broker} yet")
@@ -160,9 +202,16 @@ class AnyPublisher:
                 log.warning("%s Trying MQTT %s.", error, kind.protocol)
             self.session = self._new(kind)
 
-    async def publish(self, topic: str, event: Event) -> None:
+    async def publish(
+        self,
+        topic: str,
+        event: Event,
+        *,
+        dialect: Dialect = "spec",
+        correlation: bytes | None = None,
+    ) -> None:
         """Raises NotPublished."""
-        await self.session.publish(topic, event)
+        await self.session.publish(topic, event, dialect=dialect, correlation=correlation)
 
     async def close(self) -> None:
         await self.session.close()

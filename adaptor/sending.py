@@ -52,6 +52,10 @@ class Reply:
     topic: Template | None = None
     allow: TopicFilter = _EVERYTHING
 
+    def welcome(self, response_topic: str | None) -> bool:
+        """Whether the sink is told that a message of this response topic wants a reply."""
+        return self.topic is not None or bool(response_topic)
+
 
 @dataclass(frozen=True, slots=True)
 class Sending:

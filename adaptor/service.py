@@ -15,12 +15,13 @@ import os
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from weir.adaptor import sinks
 from weir.adaptor.backward import Backward
+from weir.adaptor.batches import Batcher
 from weir.adaptor.broker import (
     Broker,
     BrokerError,
@@ -32,7 +33,7 @@ from weir.adaptor.broker import (
     end_session,
     log,
 )
-from weir.adaptor.deadletter import DeadLetters, LettersByHttp, LettersByMqtt
+from weir.adaptor.deadletter import Caller, DeadLetters, LettersByHttp, LettersByMqtt
 from weir.adaptor.delivery import Pipeline
 from weir.adaptor.endpoints import FUNCTION
 from weir.adaptor.knative import Environment
@@ -40,6 +41,7 @@ from weir.adaptor.mapping import Mapper
 from weir.adaptor.outgoing import Flow
 from weir.adaptor.publisher import AnyPublisher
 from weir.adaptor.quarantine import BOUND, Quarantine, QuarantineWriter
+from weir.adaptor.replies import Replies
 from weir.adaptor.routes import Route
 from weir.adaptor.session import Session5
 from weir.adaptor.session311 import Session311
@@ -106,6 +108,8 @@ class Lane:
 
     session: Session
     pipeline: Pipeline
+    client: sinks.SinkClient
+    flows: tuple[Flow, ...]
 
     def __init__(
         self, config: AdaptorConfig, broker: Broker, sink: str, keeper: QuarantineWriter
@@ -124,26 +128,42 @@ class Lane:
         self._publisher: AnyPublisher | None = None
         self._publishing: asyncio.Task[None] | None = None
         self._letterboxes: dict[str, tuple[DeadLetters, sinks.SinkClient]] = {}
-        self.flows = tuple(
-            Flow(
-                route,
-                Mapper(route, self._broker.address, config.knative.extensions),
-                numbers[route.filter.text],
-                letters=self._letters(route),
-            )
-            for route in routes
-        )
         target = sinks.Target.parse(self.url)
         self.client = sinks.SinkClient(
             sink, target, routes[0].access, ca_certs=config.knative.ca_certs
         )
         direct = self.client.http if routes[0].access.token is None else self.client
+        self.flows = tuple(
+            self._flow(route, numbers[route.filter.text], direct, keeper) for route in routes
+        )
+        in_batches = any(flow.batcher is not None for flow in self.flows)
         self.pipeline = Pipeline(
             *(sink, target.request_line, direct, keeper, self.flows),
-            limit=sinks.CONNECTIONS,
+            limit=max(sinks.CONNECTIONS, config.receive_maximum * in_batches),
             url=self.url,
         )
         self.session = self._new_session(Session311 if config.protocol == "3.1.1" else Session5)
+
+    def _flow(self, route: Route, number: int, caller: Caller, keeper: QuarantineWriter) -> Flow:
+        config, address = self._config, self._broker.address
+        mapper = Mapper(route, address, config.knative.extensions)
+        flow = Flow(route, mapper, number, letters=self._letters(route))
+        batch = route.sending.batch
+        if batch is not None:  # no more than the window can ever be gathered
+            events = min(batch.events, config.receive_maximum)
+            flow.batcher = Batcher(replace(batch, events=events), caller)
+        if route.sending.reply is not None:
+            publisher, letters = self._to_publish(), flow.letters
+            flow.replies = Replies(route, flow.counters, address, publisher, keeper, letters)
+        return flow
+
+    def _to_publish(self) -> AnyPublisher:
+        """What letters and replies go by."""
+        if self._publisher is None:
+            config = self._config
+            name = f"{client_id(config.client_id, self.sink)}-publish-{os.getpid()}"
+            self._publisher = AnyPublisher(self._broker, name, config.protocol, config.keep_alive)
+        return self._publisher
 
     def _letters(self, route: Route) -> DeadLetters | None:
         """The dead letter sink of a route; routes with the same URL share it."""
@@ -151,14 +171,8 @@ class Lane:
         if wanted is None:
             return None
         if wanted.topic is not None:
-            if self._publisher is None:
-                config = self._config
-                name = f"{client_id(config.client_id, self.sink)}-letters-{os.getpid()}"
-                self._publisher = AnyPublisher(
-                    self._broker, name, config.protocol, config.keep_alive
-                )
-            address = self._broker.address
-            return LettersByMqtt(wanted.topic, address, route.filter, self._publisher)
+            where = wanted.topic, self._broker.address, route.filter
+            return LettersByMqtt(*where, self._to_publish(), route.sending.dialect)
         uri, access = wanted.uri, wanted.access
         assert uri is not None
         if uri not in self._letterboxes:
