@@ -94,8 +94,6 @@ class Relay:
             limit or contract.IDLE_UPSTREAM_CONNECTIONS,
             clock,
         )
-        # a user container that may not speak HTTP/2 is not asked to because a client would like to
-        self._upgradable = settings.http2
         if settings.http2:
             import weir.proxy.exchange2  # noqa: F401  now, and not under the first request
         self._prober = prober
@@ -122,7 +120,7 @@ class Relay:
         self, client: ServerConnection, head: RequestHead, piece: bytes, ended: bool
     ) -> None:
         """One request, in the order of contract section 3.1."""
-        if self._upgradable and ended and not piece and self._switched(client, head):
+        if ended and b"http2-settings" in head.seen and self._switched(client, head, piece):
             return
         if self._answered(client, head):
             return
@@ -137,26 +135,37 @@ class Relay:
         transport.set_protocol(client)
         client.start(transport, data)
 
-    def _switched(self, client: ServerConnection, head: RequestHead) -> bool:
-        """`Upgrade: h2c` (contract section 3.9)."""
-        settings = head.http2_settings
-        if settings is None or head.length:
+    def _switched(self, client: ServerConnection, head: RequestHead, piece: bytes) -> bool:
+        """`Upgrade: h2c` (contract section 3.9): the request becomes stream 1, if it is all here.
+
+        A user container whose port is named h2c is asked in HTTP/2, another one in HTTP/1.1: nobody
+        knows that it speaks HTTP/2 because a client would like to.
+        """
+        encoded = head.http2_settings
+        if encoded is None or head.length is None:
             return False
         from base64 import b64decode
 
         from weir.proxy.wire.h2.endpoint import Fault
-        from weir.proxy.wire.h2.head import of_http1
+        from weir.proxy.wire.h2.head import MalformedBlock, StreamHead, of_http1
 
         try:
-            decoded = b64decode(settings + b"=" * (-len(settings) % 4), b"-_", validate=True)
-        except ValueError:
+            changes = b64decode(encoded + b"=" * (-len(encoded) % 4), b"-_", validate=True)
+            first = StreamHead(of_http1(head)) if self.settings.http2 else None
+        except (ValueError, MalformedBlock):
             return False
-        if len(decoded) % 6:
+        if len(changes) % 6:
             return False
         successor = self._http2_client()
         transport = client.hand_over(successor)
         try:
-            successor.start_upgraded(transport, decoded, of_http1(head))
+            stream = successor.start_upgraded(transport, changes)
+            if first is None:
+                self._serve_switched(stream, head, piece)
+            else:
+                self._serve_stream(stream, first, not piece)
+                if piece:
+                    stream.data(piece, True)
         except Fault as fault:
             successor.fail(fault)
         return True
@@ -166,7 +175,7 @@ class Relay:
 
         if self._answered(client, head):
             return
-        head.upgrade = b"h2c"  # as the queue-proxy passes it on, without what would make it one
+        head.keep_upgrade()
         exchange = SwitchedExchange(self._user, client, head, piece, self._timeouts, self._over)
         self._begin(exchange)
         exchange.request = head.for_user(client.peer, self._user.authority)
@@ -286,7 +295,7 @@ class Relay:
     def protocol(self) -> asyncio.Protocol:
         client = ServerConnection(self._serve, self._clients.discard, self._speak_http2)
         self._clients.add(client)
-        return client
+        return as_protocol(client)
 
     def counters(self) -> RelayCounters:
         meter = self._meter

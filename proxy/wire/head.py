@@ -250,8 +250,15 @@ class RequestHead:
     @property
     def http2_settings(self) -> bytes | None:
         """Of a request that wants to go on in HTTP/2 (RFC 7540, 3.2), which we may ignore."""
-        wanted = self.seen.get(b"upgrade", b"").lower() == b"h2c" and b"upgrade" in self._tokens
-        return self.seen.get(b"http2-settings") if wanted and self.minor else None
+        wanted = self.seen.get(b"upgrade", b"").lower().replace(b" ", b"").split(b",")
+        if b"h2c" in wanted and b"http2-settings" in self._tokens and self.minor:
+            return self.seen.get(b"http2-settings")
+        return None
+
+    def keep_upgrade(self) -> None:
+        """`for_user` passes `Upgrade: h2c` on: as far as the user container sees, it is refused."""
+        if b"upgrade" in self._tokens:
+            self.upgrade = self.seen.get(b"upgrade")
 
     @property
     def version(self) -> bytes:

@@ -77,7 +77,7 @@ def trailers(block: Block) -> bytes:
 
 
 def of_http1(head: RequestHead) -> Block:
-    """An HTTP/1.1 request without a body, as a block that says the same."""
+    """A whole HTTP/1.1 request, as a block that says the same."""
     fields = [
         (b":method", head.method),
         (b":scheme", b"http"),
@@ -86,7 +86,7 @@ def of_http1(head: RequestHead) -> Block:
     ]
     for name, value in head.fields():
         lower = name.lower()
-        if lower not in _OF_HTTP1:
+        if lower not in _OF_HTTP1 or (lower == b"content-length" and head.length):
             fields.append((lower, value))
     return Block(tuple(fields))
 

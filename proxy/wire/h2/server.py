@@ -19,6 +19,7 @@ from weir.proxy.wire.h2.endpoint import Endpoint, Fault
 from weir.proxy.wire.h2.head import MalformedBlock, StreamHead, trailers
 from weir.proxy.wire.h2.hpack import Block, encode
 from weir.proxy.wire.h2.sending import STREAM_WINDOW, Stream
+from weir.proxy.wire.head import RequestHead
 from weir.proxy.wire.server import LINGER_SECONDS
 
 MAX_STREAMS = 250
@@ -73,7 +74,7 @@ class ClientStream(Stream):
     def tls(self) -> bool:
         return self.connection.tls
 
-    def answer(self, head: StreamHead, parts: list[bytes]) -> None:
+    def answer(self, head: StreamHead | RequestHead, parts: list[bytes]) -> None:
         """A whole response of our own (`wire.answers`) to a request that goes no further."""
         self.exchange = self.proxied = None
         first, *lines, body = parts
@@ -178,17 +179,15 @@ class ClientConnection(Endpoint[ClientStream]):
         self._begin(transport, b"")
         self.data_received(data)
 
-    def start_upgraded(self, transport: asyncio.Transport, settings: bytes, block: Block) -> None:
-        """An HTTP/1.1 request without a body asked for it, and is the first stream."""
+    def start_upgraded(self, transport: asyncio.Transport, settings: bytes) -> ClientStream:
+        """A whole HTTP/1.1 request asked for it: the stream to answer it on. Raises Fault."""
         self._begin(transport, _SWITCHING)
         for name, value in iter_unpack(">HI", settings):
             self._setting(name, value)
         self._last = 1
-        head = StreamHead(block)
-        head.length = 0
-        self.streams[1] = stream = ClientStream(self, 1, head.length)
+        self.streams[1] = stream = ClientStream(self, 1, None)
         stream.open_in = False
-        self._service(stream, head, True)
+        return stream
 
     def _begin(self, transport: asyncio.Transport, first: bytes) -> None:
         name = transport.get_extra_info("peername")

@@ -3,6 +3,7 @@
 from tests.contract.scenarios import (
     drain,
     failures,
+    h2c_upgrade,
     headers,
     http2,
     load,
@@ -19,6 +20,7 @@ from tests.contract.scenarios import (
 __all__ = [
     "drain",
     "failures",
+    "h2c_upgrade",
     "headers",
     "http2",
     "load",

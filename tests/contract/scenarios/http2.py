@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -400,27 +399,6 @@ async def h2c_early_hints(world: World) -> None:
     async with speaking(world) as (side, user):
         user.on("/", hints)
         await tell(world, "answer", await side.stream(ask()))
-
-
-@scenario("3.9")
-async def HTTP_1_upgrades_to_h2c(world: World) -> None:
-    """The request that asks for it stays HTTP/1.1 behind the sidecar; the answer is stream 1's."""
-    client = await world.client()
-    fields = (
-        "Connection: Upgrade, HTTP2-Settings",
-        "Upgrade: h2c",
-        "HTTP2-Settings: AAMAAABkAAQAAP__",
-    )
-    await client.send(get("/", *fields))
-    head = await client.head()
-    world.note("switch", re.sub(rb"Date: [^\r]+", b"Date: -", head))
-    side = Side(client.reader, client.writer, client=True)
-    side.connection.initiate_upgrade_connection()
-    stream = side.streams[1] = Stream(side, 1)
-    world.keep(asyncio.create_task(side.pump()))
-    await side.flush()
-    await tell(world, "answer", stream)
-    side.close()
 
 
 @scenario("3.9")
