@@ -35,6 +35,7 @@ from weir.adaptor.outgoing import Failure, Flow, Outgoing, refusal, silence, sub
 from weir.adaptor.quarantine import LONGEST_ANSWER
 from weir.adaptor.retry import BREAK_AFTER, Verdict
 from weir.adaptor.topics import TopicTable
+from weir.adaptor.tracecontext import passed_on
 from weir.proxy.wire.client import Response
 
 log = logging.getLogger("weir.adaptor")
@@ -126,6 +127,8 @@ class Pipeline:
         except MalformedEvent as error:
             lines, body = flow.mapper.encode_plain(message, event_id, now)
             malformed = Failure(Verdict.REJECTED, f"no CloudEvent: {error}")
+        if message.user_properties and flow.batcher is None:
+            lines += self._context(message.user_properties)
         outgoing = Outgoing(
             *(flow, message, ticket, event_id, now, time.monotonic()),
             *(self._request_line + lines, body),
@@ -142,6 +145,9 @@ class Pipeline:
             self._pump()
         else:
             self._wait(outgoing)
+
+    def _context(self, user_properties: list[tuple[str, str]]) -> bytes:
+        return passed_on(user_properties)
 
     def _wait(self, outgoing: Outgoing, *, first: bool = False) -> None:
         oldest = self._lines.put(outgoing, first=first)

@@ -17,9 +17,9 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from weir.adaptor import sinks
+from weir.adaptor import sinks, tracecontext
 from weir.adaptor.backward import Backward
 from weir.adaptor.batches import Batcher
 from weir.adaptor.broker import (
@@ -49,6 +49,9 @@ from weir.adaptor.subscriptions import others
 from weir.adaptor.templates import Template
 from weir.proxy.policy.histogram import Latencies
 from weir.proxy.wire.status import serve_status
+
+if TYPE_CHECKING:
+    from weir.adaptor.tracing import Tracing
 
 Protocol = Literal["5", "3.1.1", "auto"]
 
@@ -112,7 +115,12 @@ class Lane:
     flows: tuple[Flow, ...]
 
     def __init__(
-        self, config: AdaptorConfig, broker: Broker, sink: str, keeper: QuarantineWriter
+        self,
+        config: AdaptorConfig,
+        broker: Broker,
+        sink: str,
+        keeper: QuarantineWriter,
+        tracing: Tracing | None = None,
     ) -> None:
         """Raises ValueError (RoutesError) when broker or sink make no sense."""
         self.sink = sink
@@ -137,7 +145,8 @@ class Lane:
             self._flow(route, numbers[route.filter.text], direct, keeper) for route in routes
         )
         in_batches = any(flow.batcher is not None for flow in self.flows)
-        self.pipeline = Pipeline(
+        new_pipeline = Pipeline if tracing is None else tracing.pipeline
+        self.pipeline = new_pipeline(
             *(sink, target.request_line, direct, keeper, self.flows),
             limit=max(sinks.CONNECTIONS, config.receive_maximum * in_batches),
             url=self.url,
@@ -280,9 +289,10 @@ class Adaptor:
         """Raises ValueError (RoutesError) or QuarantineError."""
         self._config = config
         self.draining = False
+        self._tracing = tracecontext.start()
         self._keeper = QuarantineWriter(Quarantine(config.quarantine, config.quarantine_bound))
         wanted = dict.fromkeys((config.broker_of(route), route.sink) for route in config.routes)
-        self.lanes = tuple(Lane(config, *each, self._keeper) for each in wanted)
+        self.lanes = tuple(Lane(config, *each, self._keeper, self._tracing) for each in wanted)
         self.backward: Backward | None = None
         if config.listen is not None and config.listen_topic is not None:
             self.backward = Backward(
@@ -312,6 +322,8 @@ class Adaptor:
                     task.cancel()
             ends = await asyncio.gather(*tasks, return_exceptions=True)
             self._keeper.close()
+            if self._tracing is not None:
+                await self._tracing.close()
         for end in ends:
             if isinstance(end, Exception):
                 raise end
