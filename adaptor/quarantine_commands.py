@@ -141,6 +141,10 @@ async def replay(
     delivered = left = 0
     try:
         for held in quarantine.events(numbers):
+            if held.sink.startswith("mqtt:"):
+                print(f"{held.number}: stays in quarantine: {_REPLY}", file=sys.stderr)
+                left += 1
+                continue
             if held.sink not in clients:
                 target = sinks.Target.parse(sinks.resolve(held.sink, function_url))
                 clients[held.sink] = target, _client(held.sink, target, access)
@@ -193,6 +197,9 @@ _COMMANDS = {
     "replay": replay_quarantine,
     "discard": discard_quarantine,
 }
+
+
+_REPLY = "it is a reply for a topic, and no sink's; publish it yourself, then discard it"
 
 
 def _complain(command: str, problem: object) -> int:
