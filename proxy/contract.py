@@ -101,6 +101,9 @@ IDLE_UPSTREAM_CONNECTIONS = 1000
 IDLE_UPSTREAM_SECONDS = 90.0
 MAX_HEAD_BYTES = (1 << 20) + 4096
 READ_HEAD_SECONDS = 60.0
+READ_METRICS_HEAD_SECONDS = 5.0
+READ_PROFILING_HEAD_SECONDS = 15.0
+"""The same on 9091, and on 8008 (section 1.5)."""
 DRAINED_BODY_BYTES = 256 << 10
 """How much of an unread request body is thrown away to keep a connection (section 3.11)."""
 CONTINUE_SECONDS = 1.0

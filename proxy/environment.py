@@ -133,6 +133,18 @@ class RequestLog(NamedTuple):
     probes: bool = False
 
 
+class TlsSettings(NamedTuple):
+    """How the TLS port negotiates. Versions are "1.2" or "1.3", `max_version` may be empty.
+
+    Suites and curves have OpenSSL's names, in order of preference; none given is OpenSSL's choice.
+    """
+
+    min_version: str = "1.3"
+    max_version: str = ""
+    cipher_suites: tuple[str, ...] = ()
+    curves: tuple[str, ...] = ()
+
+
 class PrometheusServer(NamedTuple):
     """Where the image itself wants the Prometheus listener; empty is not said."""
 
@@ -142,6 +154,24 @@ class PrometheusServer(NamedTuple):
     tls_key: str = ""
     tls_client_auth: str = ""
     tls_client_ca_file: str = ""
+    tls: TlsSettings = TlsSettings()
+
+    def secured(self) -> bool:
+        """Is TLS asked for? Raises ValueError for half of it."""
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise ValueError("of METRICS_PROMETHEUS_TLS_CERT and _TLS_KEY only one is set")
+        asked = self.tls_client_auth or "none"
+        if asked not in ("none", "optional", "require"):
+            known = "none, optional, require"
+            raise ValueError(f"METRICS_PROMETHEUS_TLS_CLIENT_AUTH: {asked!r} is none of {known}")
+        if not self.tls_cert and (asked != "none" or self.tls_client_ca_file):
+            raise ValueError("METRICS_PROMETHEUS_TLS_CLIENT_* without METRICS_PROMETHEUS_TLS_CERT")
+        if asked != "none" and not self.tls_client_ca_file:
+            raise ValueError(
+                f"METRICS_PROMETHEUS_TLS_CLIENT_AUTH is {asked}, and no"
+                " METRICS_PROMETHEUS_TLS_CLIENT_CA_FILE is set"
+            )
+        return bool(self.tls_cert)
 
 
 class Observability(NamedTuple):
@@ -172,18 +202,6 @@ class Observability(NamedTuple):
         if not colon or not port.isdecimal() or not 0 < int(port) < 65536:
             raise ValueError(f"the metrics endpoint {endpoint!r} is not host:port")
         return host.removeprefix("[").removesuffix("]"), int(port)
-
-
-class TlsSettings(NamedTuple):
-    """How the TLS port negotiates. Versions are "1.2" or "1.3", `max_version` may be empty.
-
-    Suites and curves have OpenSSL's names, in order of preference; none given is OpenSSL's choice.
-    """
-
-    min_version: str = "1.3"
-    max_version: str = ""
-    cipher_suites: tuple[str, ...] = ()
-    curves: tuple[str, ...] = ()
 
 
 class SidecarSettings(NamedTuple):
@@ -269,7 +287,7 @@ def read_environment(env: Mapping[str, str]) -> SidecarSettings:
         multi_container_probes=several,
         logging=logging,
         observability=Observability(**observability, **common),
-        tls=_tls(read),
+        tls=_tls(read, "QUEUE_PROXY"),
         system_namespace=read.text("SYSTEM_NAMESPACE"),
         host_ip=read.text("HOST_IP"),
         root_ca=read.text("ROOT_CA"),
@@ -408,27 +426,31 @@ def _observability(text: str) -> dict[str, Any]:
 
 def _prometheus_server(read: _Reader) -> PrometheusServer:
     names = ("HOST", "PORT", "TLS_CERT", "TLS_KEY", "TLS_CLIENT_AUTH", "TLS_CLIENT_CA_FILE")
-    return PrometheusServer(*(read.text(f"METRICS_PROMETHEUS_{name}") for name in names))
+    host, port, cert, key, auth, roots = (
+        read.text(f"METRICS_PROMETHEUS_{name}") for name in names
+    )
+    tls = _tls(read, "METRICS_PROMETHEUS")
+    return PrometheusServer(host, port, cert, key, auth, roots, tls)
 
 
-def _tls(read: _Reader) -> TlsSettings:
+def _tls(read: _Reader, prefix: str) -> TlsSettings:
     versions = {}
     for name, default in (("MIN", "1.3"), ("MAX", "")):
-        variable = f"QUEUE_PROXY_TLS_{name}_VERSION"
+        variable = f"{prefix}_TLS_{name}_VERSION"
         value = read.text(variable) or default
         if value and value not in TLS_VERSIONS:
             raise EnvironmentFault(f"{variable}: {value!r} is unknown; allowed: 1.2, 1.3")
         versions[name] = value
     if versions["MAX"] and versions["MAX"] < versions["MIN"]:
         raise EnvironmentFault(
-            f"QUEUE_PROXY_TLS_MAX_VERSION: {versions['MAX']!r} is below"
-            f" QUEUE_PROXY_TLS_MIN_VERSION, which is {versions['MIN']!r}"
+            f"{prefix}_TLS_MAX_VERSION: {versions['MAX']!r} is below"
+            f" {prefix}_TLS_MIN_VERSION, which is {versions['MIN']!r}"
         )
     known = TLS12_SUITES | dict.fromkeys(sorted(TLS13_SUITES), "")
-    suites = read.choices("QUEUE_PROXY_TLS_CIPHER_SUITES", known)
+    suites = read.choices(f"{prefix}_TLS_CIPHER_SUITES", known)
     return TlsSettings(
         min_version=versions["MIN"],
         max_version=versions["MAX"],
         cipher_suites=tuple(filter(None, suites)),
-        curves=read.choices("QUEUE_PROXY_TLS_CURVE_PREFERENCES", TLS_CURVES),
+        curves=read.choices(f"{prefix}_TLS_CURVE_PREFERENCES", TLS_CURVES),
     )

@@ -27,6 +27,9 @@ _POLL_SECONDS = 0.1
 
 log = logging.getLogger("weir.pod")
 
+Secure = Callable[[Callable[[], asyncio.Protocol]], Callable[[], asyncio.Protocol]]
+"""What `tls.TlsPort.secure` does."""
+
 
 class Role(Enum):
     """What a listening socket is for."""
@@ -43,7 +46,9 @@ class PodServer:
     """`serve` on listeners; `terminate` begins the drain, and `drained` returns after its end.
 
     `uptime_from` is the monotonic time at which the process counts as started. `render` makes the
-    page of Role.METRICS, `secure` wraps the data port's protocol for Role.TLS.
+    page of Role.METRICS, `secure` wraps the data port's protocol for Role.TLS and
+    `secure_metrics` that of the page. `phase_changed` hears of the drain. Whoever knows of a direct
+    path sets `direct_load`, again and again.
     """
 
     def __init__(
@@ -55,8 +60,9 @@ class PodServer:
         upgraded_seconds: float = contract.UPGRADED_SECONDS,
         render: Callable[[], bytes] | None = None,
         profiling: Service | None = None,
-        secure: Callable[[Callable[[], asyncio.Protocol]], Callable[[], asyncio.Protocol]]
-        | None = None,
+        secure: Secure | None = None,
+        secure_metrics: Secure | None = None,
+        phase_changed: Callable[[Phase], None] = lambda _: None,
     ) -> None:
         self.relay = relay
         self.drain = drain or Drain(relay.settings.timeout)
@@ -76,9 +82,11 @@ class PodServer:
             Role.AUTOSCALER: self._plain(ports.autoscaler(lambda: self._stat)),
         }
         if render is not None:
-            self._services[Role.METRICS] = self._plain(ports.prometheus(render))
+            page = self._plain(ports.prometheus(render), contract.READ_METRICS_HEAD_SECONDS)
+            self._services[Role.METRICS] = page if secure_metrics is None else secure_metrics(page)
         if profiling is not None:
-            self._services[Role.PROFILING] = self._plain(profiling)
+            stacks = self._plain(profiling, contract.READ_PROFILING_HEAD_SECONDS)
+            self._services[Role.PROFILING] = stacks
         if secure is not None:
             self._services[Role.TLS] = secure(relay.protocol)
 
@@ -187,9 +195,11 @@ class PodServer:
         self._changed.set()
 
     # --- the other ports -----------------------------------------------------------------------
-    def _plain(self, service: Service) -> Callable[[], asyncio.Protocol]:
+    def _plain(
+        self, service: Service, patience: float | None = None
+    ) -> Callable[[], asyncio.Protocol]:
         def protocol() -> asyncio.Protocol:
-            client = ServerConnection(service, self._others.discard)
+            client = ServerConnection(service, self._others.discard, patience=patience)
             self._others.add(client)
             return as_protocol(client)
 

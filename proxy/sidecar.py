@@ -21,9 +21,12 @@ from weir.proxy.environment import CERTIFICATES, EnvironmentFault, SidecarSettin
 if TYPE_CHECKING:
     import socket
 
+    from weir.proxy.environment import PrometheusServer
     from weir.proxy.podserver import PodServer
+    from weir.proxy.tls import TlsPort
 
 _STOP = (signal.SIGTERM, signal.SIGINT)
+_SHOWN = ("optional", "require")  # METRICS_PROMETHEUS_TLS_CLIENT_AUTH
 
 
 def main(environment: Mapping[str, str] = os.environ) -> int:
@@ -75,6 +78,7 @@ def _open(
     open_ports = {role: sockets.on_port(port, passed) for role, port in _ports(settings).items()}
     if settings.observability.request_metrics.protocol == "prometheus":
         try:
+            settings.observability.prometheus.secured()
             host, port = settings.observability.metrics_address()
             open_ports["metrics"] = sockets.on_port(port, passed, host)
         except (OSError, ValueError) as error:  # not fatal, as upstream (contract section 1.5)
@@ -112,6 +116,12 @@ async def _serve(
             print(f"weir sidecar: {error}", file=sys.stderr)
             return 1
         tls.watch()
+    page = None
+    if "metrics" in open_ports and settings.observability.prometheus.secured():
+        page = _secured_page(settings.observability.prometheus)
+        if page is None:
+            for sock in open_ports.pop("metrics"):
+                sock.close()
     profiling = None
     if "profiling" in open_ports:
         from weir.proxy.observe.profiling import profiling as stacks
@@ -123,6 +133,7 @@ async def _serve(
         render=observability.render,
         profiling=profiling,
         secure=None if tls is None else tls.secure,
+        secure_metrics=None if page is None else page.secure,
     )
     loop = asyncio.get_running_loop()
 
@@ -148,10 +159,31 @@ async def _serve(
         if returning is not None:
             returning.cancel()
         server.close()
-        if tls is not None:
-            tls.close()
+        for port in (tls, page):
+            if port is not None:
+                port.close()
         await observability.stop()
     return 0
+
+
+def _secured_page(asked: PrometheusServer) -> TlsPort | None:
+    """TLS for the metrics port, if it can be had; like the port itself it is not worth a pod."""
+    from weir.proxy.tls import TlsFault, TlsPort
+
+    try:
+        port = TlsPort(
+            asked.tls,
+            files=(asked.tls_cert, asked.tls_key),
+            http2=False,
+            client_ca=asked.tls_client_ca_file if asked.tls_client_auth in _SHOWN else "",
+            required=asked.tls_client_auth == "require",
+            patience=contract.READ_METRICS_HEAD_SECONDS,
+        )
+    except TlsFault as error:
+        print(f"weir sidecar: {error}: no metrics are served", file=sys.stderr)
+        return None
+    port.watch()
+    return port
 
 
 async def _give_back(path: str, copies: dict[str, list[socket.socket]], server: PodServer) -> None:

@@ -29,10 +29,13 @@ class TlsFault(Exception):
 
 
 class TlsPort:
-    """Serves TLS with the pair `tls.crt` and `tls.key` of a folder, which is watched from `watch`.
+    """Serves TLS with a certificate and its key, which are watched from `watch` on.
 
-    Raises TlsFault when there is no usable pair to begin with. Later a pair that can't be used
-    leaves the one before in place. `http2` offers HTTP/2 to clients that negotiate.
+    They are `tls.crt` and `tls.key` of a folder, or two `files`. Raises TlsFault when there is no
+    usable pair to begin with. Later a pair that can't be used leaves the one before in place.
+    `http2` offers HTTP/2 to clients that negotiate; `client_ca` is a file with the roots of
+    clients' certificates, which they have to show if `required`. A handshake has `patience`
+    seconds, like a head on that port.
     """
 
     def __init__(
@@ -40,13 +43,19 @@ class TlsPort:
         settings: TlsSettings | None = None,
         folder: str | Path = CERTIFICATES,
         *,
+        files: tuple[str, str] | None = None,
         http2: bool = True,
+        client_ca: str = "",
+        required: bool = False,
+        patience: float | None = None,
         period: float = contract.CERTIFICATE_SECONDS,
     ) -> None:
         self._settings = settings or TlsSettings()
-        self._certificate = Path(folder, "tls.crt")
-        self._key = Path(folder, "tls.key")
+        certificate, key = files or (Path(folder, "tls.crt"), Path(folder, "tls.key"))
+        self._certificate, self._key = Path(certificate), Path(key)
+        self._client_ca, self._required = client_ca, required
         self._http2 = http2
+        self._patience = patience
         self._period = period
         self._timer: asyncio.TimerHandle | None = None
         self._young: set[SecureServer] = set()  # connections that have no TLS yet
@@ -60,7 +69,7 @@ class TlsPort:
         """
 
         def protocol() -> asyncio.Protocol:
-            connection = SecureServer(self.context, make, self._young.discard)
+            connection = SecureServer(self.context, make, self._young.discard, self._patience)
             self._young.add(connection)
             return connection
 
@@ -111,6 +120,12 @@ class TlsPort:
         except (OSError, ValueError) as error:  # SSLError is an OSError
             pair = f"{self._certificate} and {self._key}"
             raise TlsFault(f"{pair} are no certificate and its key: {error}") from None
+        if self._client_ca:
+            try:
+                context.load_verify_locations(self._client_ca)
+            except (OSError, ValueError) as error:
+                raise TlsFault(f"{self._client_ca} has no certificates: {error}") from None
+            context.verify_mode = ssl.CERT_REQUIRED if self._required else ssl.CERT_OPTIONAL
         return context
 
 

@@ -34,7 +34,8 @@ LINGER_SECONDS = 0.5
 class SecureServer(asyncio.Protocol):
     """A client's connection below TLS; `make` gives the protocol above it once that stands.
 
-    `done` hears, once, that the handshake has come to an end, good or bad.
+    `done` hears, once, that the handshake has come to an end, good or bad; it has `patience`
+    seconds.
     """
 
     __slots__ = (
@@ -44,6 +45,7 @@ class SecureServer(asyncio.Protocol):
         "_make",
         "_object",
         "_outgoing",
+        "_patience",
         "_refused",
         "_timer",
         "_transport",
@@ -57,7 +59,9 @@ class SecureServer(asyncio.Protocol):
         context: ssl.SSLContext,
         make: Callable[[], asyncio.Protocol],
         done: Callable[[SecureServer], None],
+        patience: float | None = None,
     ) -> None:
+        self._patience = contract.READ_HEAD_SECONDS if patience is None else patience
         self.context = context
         self._make = make
         self._done = done
@@ -85,7 +89,7 @@ class SecureServer(asyncio.Protocol):
             self._transport.abort()
             return
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(contract.READ_HEAD_SECONDS, self.abort)
+        self._timer = loop.call_later(self._patience, self.abort)
 
     def data_received(self, data: bytes) -> None:
         if self._upper is not None:

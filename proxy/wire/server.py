@@ -65,6 +65,7 @@ class ServerConnection:
         "_lingering",
         "_made",
         "_open",
+        "_patience",
         "_rest",
         "_service",
         "_successor",
@@ -87,10 +88,13 @@ class ServerConnection:
         service: Service,
         gone: Callable[[ServerConnection], None],
         http2: Http2 | None = None,
+        patience: float | None = None,
     ) -> None:
+        """`patience`: seconds for a head to come, if not those of the data port."""
         self._service = service
         self._gone = gone
         self._http2 = http2
+        self._patience = contract.READ_HEAD_SECONDS if patience is None else patience
         self._successor: Handler | None = None
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self._made = False
@@ -340,7 +344,7 @@ class ServerConnection:
     # --- clients that are slow, broken or gone ------------------------------------------------
     def _expect_head(self) -> None:
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(contract.READ_HEAD_SECONDS, self._too_slow)
+        self._timer = loop.call_later(self._patience, self._too_slow)
 
     def _too_slow(self) -> None:
         self._timer = None

@@ -15,7 +15,7 @@ import pytest
 
 from tests.relay.rig import Client, Closed, Hold, UserContainer, get, hang, post, request
 from tests.relay.test_upgrades import SWITCHING, UPGRADE, echo
-from weir.proxy import sockets
+from weir.proxy import contract, sockets
 from weir.proxy.contract import RevisionSettings
 from weir.proxy.podserver import PodServer, Role
 from weir.proxy.policy.drain import Drain
@@ -305,3 +305,21 @@ async def test_closing_ends_everything_at_once(pod: MakePod) -> None:
         await client.response()
     assert await hook.closed()
     assert await made.refused()
+
+
+@pytest.mark.parametrize(
+    ("role", "name"),
+    [(Role.METRICS, "READ_METRICS_HEAD_SECONDS"), (Role.ADMIN, "READ_HEAD_SECONDS")],
+)
+async def test_who_takes_too_long_to_ask_is_cut_off(
+    pod: MakePod, monkeypatch: pytest.MonkeyPatch, role: Role, name: str
+) -> None:
+    monkeypatch.setattr(contract, name, 0.1)
+    client = await (await pod()).client(role)
+    await client.send(b"GET /metrics HT")
+    assert await client.closed()
+
+
+def test_the_metrics_port_waits_for_five_seconds_and_the_others_for_a_minute() -> None:
+    assert (contract.READ_METRICS_HEAD_SECONDS, contract.READ_HEAD_SECONDS) == (5, 60)
+    assert contract.READ_PROFILING_HEAD_SECONDS == 15

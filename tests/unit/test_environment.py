@@ -325,10 +325,13 @@ class TestObservability:
             "METRICS_PROMETHEUS_PORT": "9999",
             "METRICS_PROMETHEUS_TLS_CERT": "/c",
             "METRICS_PROMETHEUS_TLS_KEY": "/k",
+            "METRICS_PROMETHEUS_TLS_MIN_VERSION": "1.2",
             "PROFILING_PORT": "8009",
         }
         seen = read_environment(env).observability
-        assert seen.prometheus == PrometheusServer("127.0.0.1", "9999", "/c", "/k")
+        tls = TlsSettings("1.2")
+        assert seen.prometheus == PrometheusServer("127.0.0.1", "9999", "/c", "/k", tls=tls)
+        assert seen.prometheus.secured()
         assert seen.profiling_port == 8009
         assert (seen.service_name, seen.pod_name) == ("hello", "pod-by-hostname")
         named = {**env, "OTEL_SERVICE_NAME": "mine", "POD_NAME": "pod-by-name"}
@@ -462,3 +465,27 @@ def test_a_metrics_endpoint_that_is_no_address_is_named(endpoint: str) -> None:
     observability = Observability(request_metrics=RequestMetrics("prometheus", endpoint))
     with pytest.raises(ValueError, match=endpoint):
         observability.metrics_address()
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"tls_cert": "/c"}, "only one is set"),
+        ({"tls_key": "/k"}, "only one is set"),
+        ({"tls_client_auth": "require"}, "without METRICS_PROMETHEUS_TLS_CERT"),
+        ({"tls_client_ca_file": "/ca"}, "without METRICS_PROMETHEUS_TLS_CERT"),
+        ({"tls_cert": "/c", "tls_key": "/k", "tls_client_auth": "always"}, "'always' is none of"),
+        (
+            {"tls_cert": "/c", "tls_key": "/k", "tls_client_auth": "optional"},
+            "no METRICS_PROMETHEUS_TLS_CLIENT_CA_FILE is set",
+        ),
+    ],
+)
+def test_half_of_tls_for_the_metrics_is_named(asked: dict[str, str], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        PrometheusServer(**asked).secured()  # type: ignore[arg-type]
+
+
+def test_metrics_go_without_tls_unless_it_is_asked_for() -> None:
+    assert not PrometheusServer().secured()
+    assert not PrometheusServer(tls_client_auth="none").secured()
