@@ -15,10 +15,11 @@ from mqtt5 import PublishPacket, QoS
 from weir.adaptor import sinks
 from weir.adaptor.address import Broker
 from weir.adaptor.endpoints import FUNCTION
-from weir.adaptor.events import MalformedEvent, http_headers
+from weir.adaptor.events import MalformedEvent
 from weir.adaptor.knative import Environment
 from weir.adaptor.mapping import Mapper, minted_ids, publisher_id
-from weir.adaptor.routes import load
+from weir.adaptor.replies import NoTopic, topic_of
+from weir.adaptor.routes import Route, load
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -38,6 +39,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--content-type", metavar="TYPE", help="the MQTT 5 property")
     add("--user", action="append", default=[], metavar="NAME=VALUE", help="a user property")
     add("--expiry", type=int, metavar="S", help="Message Expiry Interval in seconds")
+    add("--response-topic", metavar="TOPIC", help="where the publisher wants a reply, MQTT 5")
     add("--broker", default="mqtt://localhost", metavar="URL", help="for {broker} in templates")
     add("--function-url", help="where the sink `function` is")
     add("--mqtt-version", choices=("5", "3.1.1"), default="5")
@@ -66,6 +68,7 @@ def try_routes(args: argparse.Namespace) -> int:
         blocks = [
             _block(
                 Mapper(route, route.broker.address if route.broker else broker, knative.extensions),
+                route.broker.address if route.broker else broker,
                 message,
                 args.function_url,
                 first=number == 0,
@@ -106,7 +109,8 @@ def _message(args: argparse.Namespace) -> PublishPacket:
         pairs.append((name, value))
     if not args.topic or "+" in args.topic or "#" in args.topic:
         raise ValueError(f"`{args.topic}` is no topic to publish to; name one without wildcards")
-    if _is_old(args) and (pairs or args.content_type or args.expiry is not None):
+    properties = pairs or args.content_type or args.response_topic or args.expiry is not None
+    if _is_old(args) and properties:
         raise ValueError("MQTT 3.1.1 has no properties; leave them out, or try it with version 5")
     return PublishPacket(
         args.topic,
@@ -116,12 +120,14 @@ def _message(args: argparse.Namespace) -> PublishPacket:
         packet_id=1 if args.qos else None,
         content_type=args.content_type,
         message_expiry_interval=args.expiry,
+        response_topic=args.response_topic,
         user_properties=pairs,
     )
 
 
 def _block(
     mapper: Mapper,
+    broker: str,
     message: PublishPacket,
     function_url: str | None,
     *,
@@ -136,13 +142,31 @@ def _block(
     try:
         lines, body = mapper.encode(message, event_id, now)
     except MalformedEvent as error:
-        event = mapper.plain(message, event_id, now)
-        lines, body = http_headers(event), event.data
+        lines, body = mapper.encode_plain(message, event_id, now)
         note = f"# not sent, but given to onFailure: {route.on_failure}: no CloudEvent: {error}\n"
     if route.sink == FUNCTION and function_url is None:
         request = b"POST / HTTP/1.1\r\n"
     else:
         request = sinks.Target.parse(sinks.resolve(route.sink, function_url)).request_line
     head = request + lines + b"Content-Length: %d\r\n\r\n" % len(body)
+    note += _about(route, broker, message)
     said = f"# route {route.name} -> {route.sink}\n{note}"
     return said.encode() + head.replace(b"\r\n", b"\n") + body + b"\n"
+
+
+def _about(route: Route, broker: str, message: PublishPacket) -> str:
+    """What the request itself does not show."""
+    sending, note = route.sending, ""
+    if sending.batch is not None:
+        limits = sending.batch
+        note = (
+            f"# in a batch of up to {limits.events} events or {limits.bytes} bytes, "
+            f"{limits.age:g} s after its first event at the latest\n"
+        )
+    if sending.reply is not None and sending.reply.welcome(message.response_topic):
+        try:
+            note += f"# a reply is published to `{topic_of(route, message, broker)}`"
+            note += ", in the dialect of sdk-go\n" if sending.dialect == "sdk-go" else "\n"
+        except NoTopic as error:
+            note += f"# a reply is not published, but given to onFailure: {error}\n"
+    return note
