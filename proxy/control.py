@@ -19,7 +19,7 @@ log = logging.getLogger("weir.agent")
 
 MAX_MESSAGE = 64 * 1024
 READ_AT_ONCE = 64  # messages; a peer that never stops must not hold the loop
-MAX_QUEUED_DESCRIPTORS = 1024
+MAX_QUEUED_DESCRIPTORS = 2048  # a node's pods, when all of them move to one worker at once
 MAX_DESCRIPTORS = 64  # the kernel takes 253 (SCM_MAX_FD)
 
 Message = dict[str, Any]

@@ -54,7 +54,7 @@ def find(pids: Iterable[int]) -> int | None:
             process = os.pidfd_open(pid)
         except OSError:  # gone meanwhile
             continue
-        if _is_hold(pid) and _alive(process):  # alive now, so what was read was its own
+        if _is_hold(pid) and alive(process):  # alive now, so what was read was its own
             return process
         os.close(process)
     return None
@@ -123,7 +123,7 @@ def _is_hold(pid: int) -> bool:
         return False
 
 
-def _alive(process: int) -> bool:
+def alive(process: int) -> bool:
     import select
 
     poll = select.poll()

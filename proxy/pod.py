@@ -23,6 +23,9 @@ class PodSpec:
 
     `listen` is the address the relay's data port is opened on (inside the pod's netns, if it has
     one); `data_port` 0 takes a free one, and the agent's status tells which.
+
+    A pod with a hold (`hold` is its pid, or `hold_cgroup` where it is to be found) is only named:
+    settings, ports and network namespace are read from that process when it is there.
     """
 
     name: str
@@ -34,6 +37,12 @@ class PodSpec:
     data_port: int = contract.DATA_PORT
     direct_port: int = contract.DIRECT_PORT
     interface: str = "eth0"
+    hold: int = 0
+    hold_cgroup: Path | None = None
+
+    @property
+    def borrowed(self) -> bool:
+        return bool(self.hold) or self.hold_cgroup is not None
 
 
 _REQUIRED = object()
@@ -55,6 +64,16 @@ _FIELDS: dict[str, tuple[type, Any]] = {
     "responseStartTimeoutSeconds": (int, 0),
     "idleTimeoutSeconds": (int, 0),
     "readinessPath": (str, ""),
+}
+# the same for a pod with a hold, which says the rest itself
+_BORROWED: dict[str, tuple[type, Any]] = {
+    "name": (str, _REQUIRED),
+    "hold": (int, 0),
+    "holdCgroup": (str, ""),
+    "cgroup": (str, ""),
+    "addresses": (list, ()),
+    "directPort": (int, contract.DIRECT_PORT),
+    "interface": (str, "eth0"),
 }
 
 
@@ -84,10 +103,13 @@ def _pod(path: Path, index: int, pod: object) -> PodSpec:
     if not isinstance(pod, Mapping):
         raise PodFileError(f"{path}: pods[{index}]: expected an object")
     where = f"{path}: pod {pod.get('name', f'number {index}')!r}"
-    for unknown in pod.keys() - _FIELDS.keys():
-        raise PodFileError(f"{where}: unknown field {unknown!r}; known: {', '.join(_FIELDS)}")
+    borrowed = "hold" in pod or "holdCgroup" in pod
+    fields = _BORROWED if borrowed else _FIELDS
+    for unknown in pod.keys() - fields.keys():
+        of = " of a pod with a hold, which says the rest itself" if borrowed else ""
+        raise PodFileError(f"{where}: unknown field {unknown!r}{of}; known: {', '.join(fields)}")
     field: dict[str, Any] = {}
-    for name, (kind, default) in _FIELDS.items():
+    for name, (kind, default) in fields.items():
         value = pod.get(name, default)
         if value is _REQUIRED:
             raise PodFileError(f"{where}: {name} is missing")
@@ -95,8 +117,10 @@ def _pod(path: Path, index: int, pod: object) -> PodSpec:
             raise PodFileError(f"{where}: {name}: expected {kind.__name__}, got {value!r}")
         field[name] = value
     for name in ("userPort", "directPort"):
-        if not 0 < field[name] < 65536:
+        if name in field and not 0 < field[name] < 65536:
             raise PodFileError(f"{where}: {name}: {field[name]} is not a port (1-65535)")
+    if borrowed:
+        return _borrowed(where, field)
     if field["containerConcurrency"] < 0:
         raise PodFileError(f"{where}: containerConcurrency: must be 0 (no limit) or more")
     if bool(field["netns"]) != bool(field["cgroup"]):
@@ -130,4 +154,19 @@ def _pod(path: Path, index: int, pod: object) -> PodSpec:
         data_port=field["dataPort"],
         direct_port=field["directPort"],
         interface=field["interface"],
+    )
+
+
+def _borrowed(where: str, field: dict[str, Any]) -> PodSpec:
+    if (field["hold"] > 0) == bool(field["holdCgroup"]):
+        raise PodFileError(f"{where}: give hold (a pid) or holdCgroup (a folder), one of them")
+    return PodSpec(
+        name=field["name"],
+        settings=contract.RevisionSettings(user_port=0, pod=field["name"]),  # until it is found
+        cgroup=Path(field["cgroup"]) if field["cgroup"] else None,
+        addresses=tuple(field["addresses"]),
+        direct_port=field["directPort"],
+        interface=field["interface"],
+        hold=field["hold"],
+        hold_cgroup=Path(field["holdCgroup"]) if field["holdCgroup"] else None,
     )

@@ -12,8 +12,10 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from enum import Enum
 from math import inf
+from typing import NamedTuple
 
 from weir.proxy import contract, ports, sockets
 from weir.proxy.policy import stat
@@ -42,6 +44,22 @@ class Role(Enum):
     PROFILING = "profiling"
 
 
+class DirectLoad(NamedTuple):
+    """What reached the user container without the relay, in the last second before `at`.
+
+    Average concurrency, requests a second, requests in flight; `at` is monotonic, in seconds.
+    """
+
+    average: float
+    requests: float
+    in_flight: int
+    at: float
+
+
+_NOTHING_DIRECT = DirectLoad(0.0, 0.0, 0, -inf)
+_STALE_SECONDS = 3.0
+
+
 class PodServer:
     """`serve` on listeners; `terminate` begins the drain, and `drained` returns after its end.
 
@@ -66,6 +84,8 @@ class PodServer:
     ) -> None:
         self.relay = relay
         self.drain = drain or Drain(relay.settings.timeout)
+        self.direct_load = _NOTHING_DIRECT
+        self._phase_changed = phase_changed
         self._upgraded_seconds = upgraded_seconds
         self._uptime_from = uptime_from
         self._stat = stat.encode(relay.settings.pod)
@@ -146,6 +166,13 @@ class PodServer:
             server.close()
         self._data.clear()
 
+    def stop_listening(self) -> None:
+        """On all ports. Connections and those who wait for the drain's end stay."""
+        self.stop_accepting()
+        for server in self._admin:
+            server.close()
+        self._admin.clear()
+
     def close(self) -> None:
         """End everything at once. Safe to call twice."""
         if self._tick is not None:
@@ -172,6 +199,7 @@ class PodServer:
     def _draining(self) -> None:
         if self.drain.phase is Phase.DRAINING:
             self.relay.start_draining()
+            self._phase_changed(Phase.DRAINING)
             if self._watching is not None:
                 self._watching.cancel()  # what is due may have changed
             self._watching = asyncio.get_running_loop().create_task(self._watch())
@@ -181,7 +209,8 @@ class PodServer:
         relay = self.relay
         while True:
             now = time.monotonic()
-            phase = self.drain.look(now, relay.last_arrival, relay.in_flight(upgraded=False))
+            in_flight = relay.in_flight(upgraded=False) + self._direct(now).in_flight
+            phase = self.drain.look(now, relay.last_arrival, in_flight)
             if phase is not Phase.DRAINING:
                 break
             due = self.drain.due(relay.last_arrival)
@@ -189,6 +218,7 @@ class PodServer:
         if phase is Phase.SERVING:
             log.info("no SIGTERM: only the user container restarts, the drain is cancelled")
             relay.stop_draining()
+            self._phase_changed(phase)
         else:
             self._hook.open = True
         self._hook.release()
@@ -205,13 +235,24 @@ class PodServer:
 
         return protocol
 
+    def _direct(self, now: float) -> DirectLoad:
+        """Of a supervisor that says nothing any more nothing is known."""
+        return self.direct_load if now - self.direct_load.at < _STALE_SECONDS else _NOTHING_DIRECT
+
     def _next_tick(self, at: float) -> None:
         self._tick = asyncio.get_running_loop().call_at(at, self._period_ends, at)
 
     def _period_ends(self, at: float) -> None:
         settings = self.relay.settings
-        uptime = time.monotonic() - self._uptime_from
-        self._stat = stat.encode(settings.pod, self.relay.report(), uptime)
+        now = time.monotonic()
+        direct = self._direct(now)
+        report = self.relay.report()
+        both = replace(
+            report,
+            average=report.average + direct.average,
+            count=report.count + round(direct.requests * contract.STAT_PERIOD_SECONDS),
+        )
+        self._stat = stat.encode(settings.pod, both, now - self._uptime_from)
         loop = asyncio.get_running_loop()
         # a period that was missed (a stopped process) is not made up for
         self._next_tick(max(at + contract.STAT_PERIOD_SECONDS, loop.time()))

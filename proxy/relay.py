@@ -352,6 +352,15 @@ class Relay:
                 client.close()
         return spared
 
+    @property
+    def connections(self) -> int:
+        return len(self._clients)
+
+    def retire(self) -> None:
+        """Somebody else accepts: each connection takes one more request, whose answer says so."""
+        for client in list(self._clients):
+            client.retire()
+
     async def drained(self) -> None:
         """Return when no request is in flight; then close the clients' idle connections."""
         while len(self._running):

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import socket
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from weir.proxy import netns
 from weir.proxy.direct import Offer
+from weir.proxy.holds import Hold
 from weir.proxy.kernel import AttachedPod, Kernel, KernelUnavailable, PodTarget, Steering
 from weir.proxy.pod import PodSpec
 from weir.proxy.policy.deadlines import Timeouts
@@ -22,10 +23,12 @@ log = logging.getLogger("weir.agent")
 
 # sums that go on growing over the death of a worker; gauges don't
 _SUMS = ("requests", "integral")
+_GAUGES = ("in_flight", "connections")
+_PLAIN = "a plain process without a network namespace of its own"
 
 
 class ServedPod:
-    """One pod's state in the supervisor: kernel path, listeners, what its worker last said."""
+    """One pod's state in the supervisor: kernel path, listeners, what its workers last said."""
 
     def __init__(self, spec: PodSpec, kernel: Kernel | None, no_kernel: str) -> None:
         self.spec = spec
@@ -33,25 +36,61 @@ class ServedPod:
         self.draining = False
         self.attached: AttachedPod | None = None
         self.no_kernel = no_kernel
-        self.listeners: list[socket.socket] = []
-        self.relayed: dict[str, Any] = {}
+        self.listeners: dict[str, list[socket.socket]] = {}
+        self.lease = "looking for hold" if spec.borrowed else ""
+        """What keeps a borrowed pod from being served by this agent; empty while it is."""
+        self.environment: dict[str, str] | None = None
+        self.age = 0.0
+        self.relayed: dict[str, dict[str, float]] = {}
+        """By tenancy, the one that accepts last."""
         self.offer: str | None = None
-        self.refused = "not ready"
+        self.refused = self.lease or "not ready"
         self.steering: Steering = "none"
         self.restarts = 0
+        self._kernel = kernel
+        self._unable = no_kernel
+        self._before: tuple[float, int, int] | None = None
         self._earlier: dict[str, float] = dict.fromkeys(_SUMS, 0)
-        if spec.netns is None or spec.cgroup is None:
-            self.no_kernel = no_kernel or "a plain process without a network namespace of its own"
-        elif kernel is not None:
-            self._attach(kernel, spec.netns)
+        if not spec.borrowed:
+            self.attach()
 
     def open(self) -> None:
         """Listen on the data port, inside the pod's netns. Raises OSError naming the address."""
         spec = self.spec
         try:
-            self.listeners.append(netns.listen(spec.netns, spec.listen, spec.data_port))
+            listener = netns.listen(spec.netns, spec.listen, spec.data_port)
         except OSError as e:
             raise OSError(e.errno, f"pod {spec.name}: data port: {e.strerror}") from None
+        self.listeners = {"data": [listener]}
+
+    def describe(self, hold: Hold) -> None:
+        """A borrowed pod is what its hold says it is."""
+        self.spec = replace(
+            self.spec,
+            settings=hold.settings.revision,
+            netns=hold.netns,
+            addresses=self.spec.addresses or hold.addresses,
+            data_port=hold.settings.data_port,
+        )
+        self.environment = hold.environment
+        self.age = hold.age
+
+    def attach(self) -> None:
+        """Count and, once `decide` opens the direct port, steer. What is in the way is a reason."""
+        spec = self.spec
+        self.no_kernel = self._unable
+        if spec.netns is None or spec.cgroup is None:
+            without = "its cgroup is not given" if spec.borrowed else _PLAIN
+            self.no_kernel = self._unable or without
+        elif self._kernel is not None:
+            self._attach(self._kernel, spec.netns)
+
+    def let_go(self) -> None:
+        """Another will serve it: nothing of it stays open or attached here. Idempotent."""
+        self.ready = False
+        self.close()
+        self.spec = replace(self.spec, netns=None)
+        self.decide()
 
     def decide(self) -> bool:
         """Open or close the direct port as the facts stand; True when the offer changed."""
@@ -65,7 +104,7 @@ class ServedPod:
                 ready=self.ready,
                 draining=self.draining,
                 listener=listener,
-                kernel=self.no_kernel,
+                kernel=self.lease or self.no_kernel,
             )
         )
         if (self.offer is None) == bool(self.refused):
@@ -79,26 +118,49 @@ class ServedPod:
             self.offer = str(Offer(spec.direct_port, Timeouts.of(settings)))
         return True
 
-    def worker_died(self) -> None:
+    def worker_died(self, tenancy: str) -> None:
         """Keep the sums of the dead worker; its in-flight requests are gone."""
-        for name in _SUMS:
-            self._earlier[name] += self.relayed.get(name, 0)
-        self.relayed = {}
+        self.tenancy_ended(tenancy)
         self.ready = False
         self.restarts += 1
 
+    def tenancy_ended(self, tenancy: str) -> None:
+        """Its counters grow no more."""
+        counters = self.relayed.pop(tenancy, {})
+        for name in _SUMS:
+            self._earlier[name] += counters.get(name, 0)
+
+    def direct_load(self, now: float) -> tuple[float, float, int] | None:
+        """Average concurrency and requests a second since the last call, and how many are in
+        flight; None without a direct path, and the first time."""
+        if self.attached is None or (self.offer is None and self._before is None):
+            return None
+        counters = self.attached.counters()
+        before, self._before = self._before, (now, counters.started, counters.integral_ns)
+        if before is None or now <= before[0]:
+            return None
+        seconds = now - before[0]
+        grown = (counters.integral_ns - before[2]) % (1 << 64)
+        return grown / 1e9 / seconds, (counters.started - before[1]) / seconds, counters.in_flight
+
+    def direct_in_flight(self) -> int:
+        return self.attached.counters().in_flight if self.attached is not None else 0
+
     def close(self) -> None:
         """Detach and stop listening. Idempotent."""
-        for listener in self.listeners:
-            listener.close()
-        self.listeners.clear()
+        for listeners in self.listeners.values():
+            for listener in listeners:
+                listener.close()
+        self.listeners = {}
+        self._before = None
         if self.attached is not None:
             self.attached.detach()
             self.attached = None
 
     def snapshot(self) -> dict[str, Any]:
         """What the status API and `weir run` show; times in seconds, `direct` from the kernel."""
-        port = self.listeners[0].getsockname()[1] if self.listeners else self.spec.data_port
+        data = self.listeners.get("data")
+        port = data[0].getsockname()[1] if data else self.spec.data_port
         direct: dict[str, Any] = {"open": not self.refused, "reason": self.refused}
         if self.attached is not None:
             counters = self.attached.counters()
@@ -108,13 +170,18 @@ class ServedPod:
                 "p50": counters.quantile(0.5),
                 "p99": counters.quantile(0.99),
             }
-        relayed = dict(self.relayed)
-        for name in _SUMS:
-            relayed[name] = relayed.get(name, 0) + self._earlier[name]
+        relayed: dict[str, Any] = {}
+        for last in self.relayed.values():
+            relayed = dict(last)
+        for name in (*_SUMS, *_GAUGES):
+            if name in _SUMS or name in relayed:
+                now = sum(counters.get(name, 0) for counters in self.relayed.values())
+                relayed[name] = now + self._earlier.get(name, 0)
         return {
             "name": self.spec.name,
             "addresses": list(self.spec.addresses),
             "data_port": port,
+            "lease": (self.lease or "held") if self.spec.borrowed else "own",
             "ready": self.ready,
             "draining": self.draining,
             "direct": direct,

@@ -1,9 +1,9 @@
-"""A relay worker: serves the data ports of the pods it is given, and holds no privilege.
+"""A relay worker: serves the pods it is given, and holds no privilege.
 
-Owns the relays, their probers and their stock of sockets for dialling the user containers.
-Everything it needs comes over the control channel from the supervisor (proxy/agent.py); what it
-tells back is readiness, counters and "give me sockets". It reads all traffic, so it may do
-nothing else: its own uid, no capabilities, no new privileges, bounded memory.
+Owns the process, its messages and its tenants (proxy/tenant.py). Everything it needs comes over
+the control channel from the supervisor (proxy/agent.py); what it tells back is readiness, counters
+and "give me sockets". It reads all traffic, so it may do nothing else: its own uid, no
+capabilities, no new privileges, bounded memory.
 """
 
 import argparse
@@ -11,122 +11,29 @@ import asyncio
 import contextlib
 import ctypes
 import encodings.idna  # noqa: F401  getaddrinfo's, which no longer finds it later: see main()
-import errno
 import os
 import resource
 import signal
 import socket
 import sys
-import time
 import urllib.parse  # noqa: F401  a redirected probe's, likewise
-from collections import deque
-from dataclasses import asdict
+from collections.abc import Coroutine
 from typing import Any
 
 import uvloop
 
-# what a Prober and a Relay import late is not to be had any more then
+# what a Prober, a Relay and what observes them import late is not to be had any more then
 from weir.proxy import contract, exchange2, probe_grpc, probe_http  # noqa: F401
 from weir.proxy.control import Channel, Message
-from weir.proxy.podserver import PodServer, Role
-from weir.proxy.probes import Prober
-from weir.proxy.relay import Relay, RelayCounters
+from weir.proxy.environment import SidecarSettings, read_environment
+from weir.proxy.observe import identity, metrics, opencensus  # noqa: F401
+from weir.proxy.podserver import Role
+from weir.proxy.tenant import Tenant
 
-SOCKETS_LOW = 16  # below this many spare sockets of a pod the worker asks for more
-SOCKETS_BATCH = 32
 REPORT_SECONDS = 0.5
-PROBE_PERIOD_SECONDS = 10.0  # kubelet's default readiness period
 DRAIN_SECONDS = 60.0  # bound for what is in flight when the supervisor is gone
 PR_SET_NO_NEW_PRIVS = 38
 PR_SET_DUMPABLE = 4
-
-
-class Tenant:
-    """One pod in this worker. The sockets of a `foreign` pod, in another netns, come by channel."""
-
-    def __init__(
-        self, name: str, settings: contract.RevisionSettings, foreign: bool, channel: Channel
-    ) -> None:
-        self.name = name
-        self.offer: str | None = None
-        self.ready = False
-        self._reported: tuple[int, ...] = ()
-        self._foreign = foreign
-        self._channel = channel
-        self._stock: deque[socket.socket] = deque()
-        self._asked = False
-        self._waiting: deque[asyncio.Future[socket.socket]] = deque()
-        periods = [probe.period for probe in settings.probes if probe.period]
-        self._period = min(periods, default=PROBE_PERIOD_SECONDS)
-        self._prober = Prober(settings, self._dial)
-        self.relay = Relay(settings, dial=self._dial, prober=self._prober, offer=lambda: self.offer)
-        self._server = PodServer(self.relay, uptime_from=time.monotonic())
-
-    async def serve(self, listeners: list[socket.socket]) -> None:
-        """Accept on the listeners and watch the user container's readiness, until cancelled."""
-        try:
-            await self._server.serve(Role.DATA, listeners)
-            while True:
-                await self._watch()
-        finally:
-            self._server.stop_accepting()
-            for spare in self._stock:
-                spare.close()
-
-    async def release(self) -> None:
-        """Stop accepting, wait for what is in flight. The caller bounds the time."""
-        self.relay.start_draining()
-        self._server.stop_accepting()
-        await self.relay.drained()
-
-    def stock(self, sockets: list[socket.socket]) -> None:
-        """Sockets from the supervisor; waiting dials are served first. None at all: it has none."""
-        self._asked = False
-        if not sockets:
-            error = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-            while self._waiting:
-                future = self._waiting.popleft()
-                if not future.done():
-                    future.set_exception(error)
-        self._stock.extend(sockets)
-        while self._waiting and self._stock:
-            future = self._waiting.popleft()
-            if not future.done():
-                future.set_result(self._stock.popleft())
-        if self._waiting:
-            self._ask()
-
-    def report(self) -> None:
-        """Tell the counters, if anything happened since the last time."""
-        counters = self.relay.counters()
-        now = (counters.requests, counters.in_flight, counters.connections, counters.probes)
-        if counters.in_flight or now != self._reported:
-            self._reported = now
-            self._channel.send({"op": "report", "pod": self.name, "counters": numbers(counters)})
-
-    def _ask(self) -> None:
-        if not self._asked:
-            self._asked = True
-            self._channel.send({"op": "need", "pod": self.name, "count": SOCKETS_BATCH})
-
-    async def _dial(self) -> socket.socket | None:
-        if not self._foreign:
-            return None
-        if len(self._stock) <= SOCKETS_LOW:
-            self._ask()
-        if self._stock:
-            return self._stock.popleft()
-        future: asyncio.Future[socket.socket] = asyncio.get_running_loop().create_future()
-        self._waiting.append(future)
-        return await future
-
-    async def _watch(self) -> None:
-        ready = await self._prober.ready()
-        if ready != self.ready:
-            self.ready = ready
-            self._channel.send({"op": "ready", "pod": self.name, "ready": ready})
-        # an unready container has been polled for seconds by the prober itself
-        await asyncio.sleep(self._period if ready else 0.05)
 
 
 class Worker:
@@ -148,9 +55,12 @@ class Worker:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_SECONDS), asyncio.TaskGroup() as group:
                 for tenant, _ in self._tenants.values():
-                    group.create_task(tenant.release())
+                    group.create_task(tenant.leave())
+        for _, task in self._tenants.values():
+            task.cancel()
 
     def _report(self) -> None:
+        self._channel.send({"op": "alive"})
         for name, (tenant, task) in self._tenants.items():
             if task.done() and not task.cancelled() and task.exception() is not None:
                 raise RuntimeError(f"pod {name}: its relay failed") from task.exception()
@@ -168,6 +78,7 @@ class Worker:
             for sock in sockets:
                 sock.close()
             if message["op"] == "release":
+                self._channel.send({"op": "closed", "pod": name})
                 self._channel.send({"op": "released", "pod": name})
             return
         tenant, _ = self._tenants[name]
@@ -175,31 +86,41 @@ class Worker:
             tenant.stock(sockets)
         elif message["op"] == "offer":
             tenant.offer = message["value"]
-        elif message["op"] == "drain":
-            tenant.relay.start_draining()
+        elif message["op"] == "direct":
+            tenant.direct(message["load"])
+        elif message["op"] == "terminate":
+            self._begin(tenant.terminate())
         elif message["op"] == "release":
-            self._background.add(task := asyncio.create_task(self._release(name)))
-            task.add_done_callback(self._background.discard)
+            self._begin(self._release(name))
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        self._background.add(task := asyncio.create_task(work))
+        task.add_done_callback(self._background.discard)
 
     def _adopt(self, name: str, message: Message, sockets: list[socket.socket]) -> None:
-        tenant = Tenant(name, settings_from(message["settings"]), message["foreign"], self._channel)
-        self._tenants[name] = (tenant, asyncio.create_task(tenant.serve(sockets)))
+        settings: contract.RevisionSettings | SidecarSettings
+        if "environment" in message:
+            settings = read_environment(message["environment"])
+        else:
+            settings = settings_from(message["settings"])
+        age = message.get("age", 0.0)
+        tenant = Tenant(name, settings, message["foreign"], self._channel, age)
+        tenant.offer = message["offer"]
+        listeners: dict[Role, list[socket.socket]] = {}
+        for role, sock in zip(message["roles"], sockets, strict=True):
+            listeners.setdefault(Role(role), []).append(sock)
+        self._tenants[name] = (tenant, asyncio.create_task(tenant.serve(listeners)))
+        if message["terminating"]:
+            self._begin(tenant.terminate())
 
     async def _release(self, name: str) -> None:
         tenant, task = self._tenants[name]
-        await tenant.release()
+        await tenant.leave()
         task.cancel()
         await asyncio.wait([task])
         tenant.report()
         self._channel.send({"op": "released", "pod": name})
         del self._tenants[name]
-
-
-def numbers(counters: RelayCounters) -> dict[str, float]:
-    """The counters as the supervisor takes them: flat, and nothing but numbers."""
-    flat = {n: v for n, v in asdict(counters).items() if isinstance(v, int | float)}
-    flat |= {f"{i}xx": count for i, count in enumerate(counters.statuses, 1)}
-    return flat | {"p50": counters.quantile(0.5), "p99": counters.quantile(0.99)}
 
 
 def settings_from(fields: dict[str, Any]) -> contract.RevisionSettings:

@@ -179,6 +179,16 @@ class ServerConnection:
         if self.idle:
             self.close()
 
+    def retire(self) -> None:
+        """The answer to the next request says that it is the last one."""
+        service = self._service
+
+        def last(client: ServerConnection, head: RequestHead, piece: bytes, ended: bool) -> None:
+            head.close = True
+            service(client, head, piece, ended)
+
+        self._service = last
+
     def abort(self) -> None:
         self.exchange = None
         if self._made:

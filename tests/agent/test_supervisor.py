@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 from weir.proxy import agent as agent_module
+from weir.proxy import workers as workers_module
 from weir.proxy.agent import Agent
 from weir.proxy.contract import RevisionSettings
 from weir.proxy.control import Channel
@@ -45,10 +46,10 @@ async def workers(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Workers]:
     async def start(self: WorkerProcess) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         made.ends.append(theirs)
-        self._channel = Channel(ours, self._message, self._ended)
+        self._channel = Channel(ours, self._message, self._gone)
 
     monkeypatch.setattr(WorkerProcess, "start", start)
-    monkeypatch.setattr(agent_module, "RESTART_SECONDS", 0.1)
+    monkeypatch.setattr(workers_module, "RESTART_SECONDS", 0.1)
     yield made
     for end in made.ends:
         end.close()
@@ -66,10 +67,16 @@ async def running(workers: Workers, pods: int = 1) -> AsyncIterator[tuple[Agent,
         group.create_task(agent.run(stop))
         await workers.count(pods)
         yield agent, stop
-        for number in range(pods):
-            with contextlib.suppress(OSError):
-                workers.say(number - pods, json.dumps({"op": "released", "pod": str(number)}))
         stop.set()
+        for number in range(pods):
+            await until(agent, number, "draining", True)
+            for word in ("closed", "released"):
+                with contextlib.suppress(OSError):
+                    workers.say(number - pods, json.dumps({"op": word, "pod": tenancy(number)}))
+
+
+def tenancy(number: int) -> str:
+    return f"{number}/{number + 1}"
 
 
 async def until(agent: Agent, number: int, name: str, value: Any) -> None:
@@ -87,8 +94,8 @@ async def test_counters_that_can_not_be_summed_cost_neither_the_status_nor_the_n
     async with running(workers) as (agent, _):
         for number in range(2):
             counters = f'{{"requests": {requests}, "integral": 1.5}}'
-            workers.say(number, f'{{"op": "report", "pod": "0", "counters": {counters}}}')
-            workers.say(number, '{"op": "ready", "pod": "0", "ready": true}')
+            workers.say(number, f'{{"op": "report", "pod": "0/1", "counters": {counters}}}')
+            workers.say(number, '{"op": "ready", "pod": "0/1", "ready": true}')
             await until(agent, 0, "ready", True)
             json.dumps(agent.snapshot(), allow_nan=False)
             workers.ends[number].close()
@@ -100,7 +107,7 @@ async def test_a_worker_speaks_for_its_own_pods_only(workers: Workers) -> None:
     async with running(workers, pods=2) as (agent, _):
         for number in range(2):
             for pod in range(2):
-                message = {"op": "ready", "pod": str(pod), "ready": pod == number}
+                message = {"op": "ready", "pod": tenancy(pod), "ready": pod == number}
                 workers.say(number, json.dumps(message))
         await until(agent, 1, "ready", True)
         await until(agent, 0, "ready", True)
@@ -110,7 +117,7 @@ async def test_a_worker_that_dies_before_it_is_told_to_release_does_not_hold_the
     workers: Workers,
 ) -> None:
     async with asyncio.timeout(agent_module.DRAIN_SECONDS / 2), running(workers) as (agent, stop):
-        workers.say(0, '{"op": "ready", "pod": "0", "ready": true}')
+        workers.say(0, '{"op": "ready", "pod": "0/1", "ready": true}')
         await until(agent, 0, "ready", True)
         workers.ends[0].close()
         await until(agent, 0, "worker_restarts", 1)

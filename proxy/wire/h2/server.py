@@ -229,6 +229,12 @@ class ClientConnection(Endpoint[ClientStream]):
             self._leaving += 1
             self.send(frames.goaway(self._served, frames.NO_ERROR))
 
+    def retire(self) -> None:
+        """Ask for no more streams; those that are on their way are served."""
+        if not self._leaving and not self.closing:
+            self._leaving = 1
+            self.send(frames.goaway(self._served, frames.NO_ERROR))
+
     def abort(self) -> None:
         self.transport.abort()
 

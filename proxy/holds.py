@@ -1,0 +1,125 @@
+"""A pod's hold, found among processes, and what it says of the pod (docs/decisions/022).
+
+Owns what is read from that process: the queue-proxy's environment, its network namespace, its age;
+and which pods are better left to their sidecar. Ringing is `proxy.lease`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+
+from weir.proxy import lease, listeners
+from weir.proxy.environment import CERTIFICATES, EnvironmentFault, SidecarSettings, read_environment
+from weir.proxy.lease import NoHold
+from weir.proxy.pod import PodSpec
+
+MAX_ENVIRONMENT = 48 * 1024
+"""Bytes: it goes to a worker in one message."""
+
+
+@dataclass(frozen=True)
+class Hold:
+    """A living hold, or the sidecar it became. `close` it: the descriptors keep its namespace.
+
+    `process` is a pidfd, `age` the seconds since it was started.
+    """
+
+    process: int
+    namespace: int
+    environment: dict[str, str]
+    settings: SidecarSettings
+    age: float
+
+    @property
+    def netns(self) -> Path:
+        return Path(f"/proc/self/fd/{self.namespace}")
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        try:
+            return (str(ip_address(self.settings.pod_ip)),)
+        except ValueError:
+            return ()
+
+    def close(self) -> None:
+        os.close(self.process)
+        os.close(self.namespace)
+
+
+def find(spec: PodSpec) -> Hold:
+    """Raises NoHold: there is none, or none to borrow from, and why."""
+    for pid in _candidates(spec):
+        process = lease.find([pid])
+        if process is None:
+            continue
+        try:
+            return _read(pid, process)
+        except OSError as error:
+            os.close(process)
+            raise NoHold(f"hold (pid {pid}) can't be looked into: {error.strerror}") from None
+        except BaseException:
+            os.close(process)
+            raise
+    where = f"pid {spec.hold}" if spec.hold else str(spec.hold_cgroup)
+    raise NoHold(f"no weir-hold found ({where})")
+
+
+def _candidates(spec: PodSpec) -> Iterator[int]:
+    if spec.hold:
+        yield spec.hold
+    elif spec.hold_cgroup is not None:
+        yield from listeners.pids_of(spec.hold_cgroup)
+
+
+def _read(pid: int, process: int) -> Hold:
+    folder = Path(f"/proc/{pid}")
+    raw = (folder / "environ").read_bytes()
+    if len(raw) > MAX_ENVIRONMENT:
+        raise NoHold(f"its environment has {len(raw)} bytes, over {MAX_ENVIRONMENT}")
+    environment = dict(text.split("=", 1) for text in os.fsdecode(raw).split("\0") if "=" in text)
+    try:
+        settings = read_environment(environment)
+    except EnvironmentFault as error:
+        raise NoHold(f"its environment: {error}") from None
+    reason = _better_with_the_sidecar(settings, folder)
+    if reason:
+        raise NoHold(f"left to the sidecar: {reason}")
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - _started(folder)
+    namespace = os.open(folder / "ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    if os.fstat(namespace).st_ino == os.stat("/proc/self/ns/net").st_ino:  # noqa: PTH116
+        os.close(namespace)
+        raise NoHold("left to the sidecar: it is in the node's network (hostNetwork)")
+    if not lease.alive(process):  # so what was read may be another's
+        os.close(namespace)
+        raise NoHold("hold ended just now")
+    return Hold(process, namespace, environment, settings, max(age, 0.0))
+
+
+def _better_with_the_sidecar(settings: SidecarSettings, folder: Path) -> str:
+    """What a worker can't do for a pod: write into its log, read its files, speak for it."""
+    asked = settings.observability
+    if asked.request_log.enabled and asked.request_log.template:
+        return "a request log is asked for, which goes to the container's own output"
+    if asked.tracing.protocol != "none":
+        return f"traces are asked for ({asked.tracing.protocol})"
+    if asked.request_metrics.protocol not in ("none", "prometheus"):
+        return f"metrics are to be pushed ({asked.request_metrics.protocol})"
+    if asked.profiling:
+        return "profiling is asked for"
+    if asked.prometheus.tls_cert or asked.prometheus.tls_key:
+        return "metrics by TLS, whose key only the container can read"
+    certificate = folder / "root" / CERTIFICATES.lstrip("/") / "tls.crt"
+    if os.path.lexists(certificate):
+        return "system-internal TLS, whose key only the container can read"
+    return ""
+
+
+def _started(folder: Path) -> float:
+    """Seconds after the machine's start."""
+    ticks = (folder / "stat").read_text().rpartition(")")[2].split()[19]
+    return int(ticks) / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,191 @@
+"""One pod in a relay worker: its relay, its ports, its prober, its stock of sockets.
+
+Owns what the worker does for a pod that it is given, and what it tells the supervisor of it. A pod
+that was borrowed from its hold is served on all ports of a queue-proxy, by the same PodServer as in
+the sidecar.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+import time
+from collections import deque
+from dataclasses import asdict
+
+from weir.proxy import contract
+from weir.proxy.control import Channel
+from weir.proxy.environment import SidecarSettings
+from weir.proxy.observe.observability import observers_for
+from weir.proxy.podserver import DirectLoad, PodServer, Role
+from weir.proxy.policy.drain import Phase
+from weir.proxy.probes import Prober
+from weir.proxy.relay import Relay, RelayCounters
+
+log = logging.getLogger("weir.worker")
+
+SOCKETS_LOW = 16  # below this many spare sockets of a pod the worker asks for more
+SOCKETS_BATCH = 32
+PROBE_PERIOD_SECONDS = 10.0  # kubelet's default readiness period
+LINGER_SECONDS = 5.0
+"""How long clients may go on using a connection after the pod went to another agent."""
+POLL_SECONDS = 0.05
+
+
+class Tenant:
+    """One pod in this worker. The sockets of a `foreign` pod, in another netns, come by channel."""
+
+    def __init__(
+        self,
+        name: str,
+        settings: contract.RevisionSettings | SidecarSettings,
+        foreign: bool,
+        channel: Channel,
+        age: float = 0.0,
+    ) -> None:
+        """`settings` are a sidecar's for a borrowed pod, which is `age` seconds old."""
+        revision = settings.revision if isinstance(settings, SidecarSettings) else settings
+        self.name = name
+        self.borrowed = isinstance(settings, SidecarSettings)
+        self.offer: str | None = None
+        self.ready = False
+        self._reported: tuple[int, ...] = ()
+        self._foreign = foreign
+        self._channel = channel
+        self._stock: deque[socket.socket] = deque()
+        self._asked = False
+        self._waiting: deque[asyncio.Future[socket.socket]] = deque()
+        periods = [probe.period for probe in revision.probes if probe.period]
+        self._period = min(periods, default=PROBE_PERIOD_SECONDS)
+        self._prober = Prober(revision, self._dial)
+        self.relay = Relay(revision, dial=self._dial, prober=self._prober, offer=lambda: self.offer)
+        render = None
+        if isinstance(settings, SidecarSettings):
+            seen = observers_for(settings, in_line=lambda: self.relay.in_line)
+            self.relay.observers += seen.observers
+            render = seen.render
+        self._server = PodServer(
+            self.relay,
+            uptime_from=time.monotonic() - age,
+            render=render,
+            phase_changed=self._phase_changed,
+        )
+
+    async def serve(self, listeners: dict[Role, list[socket.socket]]) -> None:
+        """Accept on the listeners and watch the user container's readiness, until cancelled."""
+        try:
+            for role, listening in listeners.items():
+                try:
+                    await self._server.serve(role, listening)
+                except OSError as error:  # fenced already: the lease is over, and we'll be told
+                    log.warning("pod %s: %s port: %s", self.name, role.value, error.strerror)
+            while True:
+                await self._watch()
+        finally:
+            self._server.close()
+            for spare in self._stock:
+                spare.close()
+
+    async def terminate(self) -> None:
+        """Drain as a queue-proxy does after SIGTERM, and say when that is over."""
+        self._server.terminate()
+        await self._server.drained()
+        self._channel.send({"op": "drained", "pod": self.name})
+
+    async def leave(self) -> None:
+        """Close the listeners, say so, and return when what is in flight has ended.
+
+        The caller bounds the time.
+        """
+        if not self.borrowed:
+            self.relay.start_draining()
+        self._server.stop_listening()
+        self._channel.send({"op": "closed", "pod": self.name})
+        if self.borrowed:
+            await self._part()
+        await self.relay.drained()
+
+    async def _part(self) -> None:
+        """Another one accepts now: let clients find that out between two requests."""
+        self.relay.retire()
+        until = time.monotonic() + LINGER_SECONDS
+        while self.relay.connections and time.monotonic() < until:
+            await asyncio.sleep(POLL_SECONDS)
+        until = time.monotonic() + contract.UPGRADED_SECONDS
+        while self.relay.connections and time.monotonic() < until:
+            self.relay.close_idle()
+            await asyncio.sleep(POLL_SECONDS)
+        if self.relay.in_flight(upgraded=True):
+            log.warning("pod %s: upgraded connections are cut: they did not end", self.name)
+            self.relay.abort()
+
+    def direct(self, load: list[float]) -> None:
+        """What the kernel counted in the last second: average, requests, in flight."""
+        average, requests, in_flight = load
+        now = time.monotonic()
+        self._server.direct_load = DirectLoad(average, requests, int(in_flight), now)
+        if requests:
+            self.relay.last_arrival = now
+
+    def stock(self, sockets: list[socket.socket]) -> None:
+        """Sockets from the supervisor; waiting dials are served first. None at all: it has none."""
+        self._asked = False
+        if not sockets:
+            error = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            while self._waiting:
+                future = self._waiting.popleft()
+                if not future.done():
+                    future.set_exception(error)
+        self._stock.extend(sockets)
+        while self._waiting and self._stock:
+            future = self._waiting.popleft()
+            if not future.done():
+                future.set_result(self._stock.popleft())
+        if self._waiting:
+            self._ask()
+
+    def report(self) -> None:
+        """Tell the counters, if anything happened since the last time."""
+        counters = self.relay.counters()
+        now = (counters.requests, counters.in_flight, counters.connections, counters.probes)
+        if counters.in_flight or now != self._reported:
+            self._reported = now
+            self._channel.send({"op": "report", "pod": self.name, "counters": numbers(counters)})
+
+    def _phase_changed(self, phase: Phase) -> None:
+        draining = phase is not Phase.SERVING
+        self._channel.send({"op": "draining", "pod": self.name, "draining": draining})
+
+    def _ask(self) -> None:
+        if not self._asked:
+            self._asked = True
+            self._channel.send({"op": "need", "pod": self.name, "count": SOCKETS_BATCH})
+
+    async def _dial(self) -> socket.socket | None:
+        if not self._foreign:
+            return None
+        if len(self._stock) <= SOCKETS_LOW:
+            self._ask()
+        if self._stock:
+            return self._stock.popleft()
+        future: asyncio.Future[socket.socket] = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        return await future
+
+    async def _watch(self) -> None:
+        ready = await self._prober.ready()
+        if ready != self.ready:
+            self.ready = ready
+            self._channel.send({"op": "ready", "pod": self.name, "ready": ready})
+        # an unready container has been polled for seconds by the prober itself
+        await asyncio.sleep(self._period if ready else 0.05)
+
+
+def numbers(counters: RelayCounters) -> dict[str, float]:
+    """The counters as the supervisor takes them: flat, and nothing but numbers."""
+    flat = {n: v for n, v in asdict(counters).items() if isinstance(v, int | float)}
+    flat |= {f"{i}xx": count for i, count in enumerate(counters.statuses, 1)}
+    return flat | {"p50": counters.quantile(0.5), "p99": counters.quantile(0.99)}
