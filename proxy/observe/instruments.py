@@ -33,7 +33,11 @@ class Cell:
         self.sum = 0.0
 
     def record(self, value: float) -> None:
-        self.counts[bisect_left(self.bounds, value)] += 1
+        self.add(bisect_left(self.bounds, value), value)
+
+    def add(self, slot: int, value: float) -> None:
+        """For whoever knows the slot among `counts` already."""
+        self.counts[slot] += 1
         self.sum += value
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable
-from typing import Any
 
 from weir.proxy import contract
 from weir.proxy.exchange import Client, Exchange, Head
@@ -61,6 +60,17 @@ def _scope(name: str, version: str = "") -> Labels:
     )
 
 
+class _Cells:
+    """Where a request is recorded: as one to the user container, for the function, as ours."""
+
+    __slots__ = ("app", "client", "server")
+
+    def __init__(self) -> None:
+        self.client: tuple[Cell, Cell] | None = None
+        self.app: Cell | None = None
+        self.server: tuple[Cell, Cell, Cell] | None = None
+
+
 class RequestMetrics:
     """An Observer. `in_line` tells the breaker's running and waiting requests, `limit` is CC."""
 
@@ -102,9 +112,7 @@ class RequestMetrics:
         self._hosts = Names()
         self._tags = Names()
         self._inbound: dict[Exchange, bytes] = {}
-        self._server_cells: dict[tuple[object, ...], tuple[Cell, Cell, Cell]] = {}
-        self._client_cells: dict[tuple[object, ...], tuple[Cell, Cell]] = {}
-        self._app_cells: dict[int, Cell] = {}
+        self._cells: dict[tuple[object, ...], _Cells] = {}
 
     # --- Observer ------------------------------------------------------------------------------
     def begun(self, exchange: Exchange) -> None:
@@ -112,7 +120,7 @@ class RequestMetrics:
         if contract.ORIGINAL_HOST in seen:  # the Host is about to become another one
             self._inbound[exchange] = seen.get(b"host", b"")
         if self._limit and (depth := self._in_line()) < self._limit:
-            self.queue_depth.of(()).value = depth + 1
+            self.queue_depth.of(()).value = depth + 1.0
 
     def over(self, exchange: Exchange, now: float) -> None:
         head = exchange.head
@@ -121,7 +129,7 @@ class RequestMetrics:
         if contract.ORIGINAL_HOST in seen:
             host = self._inbound.pop(exchange, host)
         if self._limit and (depth := self._in_line()) > self._limit:
-            self.queue_depth.of(()).value = depth - 1  # the next one starts right after this
+            self.queue_depth.of(()).value = depth - 1.0  # the next one starts right after this
         error = ""
         if exchange.failure:
             status = outcome.server_status(exchange)
@@ -134,51 +142,66 @@ class RequestMetrics:
         else:
             status = app_status = exchange.status
             size = exchange.sent
-        received = exchange.received
-        if app_status:
-            key = (head.method, exchange.user_status, error, head.version)
-            cells = self._client_cells.get(key) or self._new_client_cells(key, exchange, error)
-            seconds = (exchange.answered or now) - exchange.admitted
-            cell = cells[0]
-            cell.counts[bisect_left(SECONDS, seconds)] += 1
-            cell.sum += seconds
-            cell = cells[1]
-            cell.counts[bisect_left(BYTES, received)] += 1
-            cell.sum += received
-        if (
+        probe = (
             contract.NETWORK_PROBE in seen or contract.KUBELET_PROBE in seen
-        ) and outcome.probe_like(seen):
-            return
-        if app_status:
-            app = self._app_cells.get(app_status) or self._new_app_cell(app_status)
-            seconds = now - exchange.admitted
-            app.counts[bisect_left(SECONDS, seconds)] += 1
-            app.sum += seconds
-        tag = seen.get(contract.ROUTE_TAG)
-        default = seen.get(contract.DEFAULT_ROUTE)
-        keys = (host, head.method, status, head.version, exchange.client.tls, tag, default)
-        three = self._server_cells.get(keys) or self._new_server_cells(keys, exchange, status, host)
-        duration, request, response = three
-        seconds = now - exchange.started
-        duration.counts[bisect_left(SECONDS, seconds)] += 1
-        duration.sum += seconds
-        request.counts[bisect_left(BYTES, received)] += 1
-        request.sum += received
-        response.counts[bisect_left(BYTES, size)] += 1
-        response.sum += size
+        ) and outcome.probe_like(seen)
+        tag, default = seen.get(contract.ROUTE_TAG), seen.get(contract.DEFAULT_ROUTE)
+        key = (head.method, head.version, status, app_status, exchange.user_status, error)
+        place = (host, tag, default, exchange.client.tls, probe)
+        cells = self._cells.get((key, place))
+        if cells is None:
+            cells = self._new_cells(exchange, status, app_status, error, host, probe)
+            if sum(len(part) for part in (head.method, host, tag or b"")) <= _KEPT_BYTES:
+                if len(self._cells) >= _KEPT:
+                    self._cells.clear()
+                self._cells[key, place] = cells
+        # most requests did not wait, and have no body: then one bisection will do
+        received = float(exchange.received)
+        received_slot = bisect_left(BYTES, received) if received else 0
+        whole = now - exchange.started
+        whole_slot = bisect_left(SECONDS, whole)
+        running = now - exchange.admitted
+        running_slot = whole_slot if running == whole else bisect_left(SECONDS, running)
+        if cells.client is not None:
+            duration, request = cells.client
+            if exchange.answered:
+                begun = exchange.answered - exchange.admitted
+                duration.add(bisect_left(SECONDS, begun), begun)
+            else:
+                duration.add(running_slot, running)
+            request.add(received_slot, received)
+        if cells.app is not None:
+            cells.app.add(running_slot, running)
+        if cells.server is not None:
+            duration, request, response = cells.server
+            duration.add(whole_slot, whole)
+            request.add(received_slot, received)
+            response.add(bisect_left(BYTES, size), float(size))
 
     def probed(self, client: Client, head: Head, status: int, size: int, seconds: float) -> None:
         """Probes are no traffic."""
 
     # --- label sets ----------------------------------------------------------------------------
-    def _new_app_cell(self, status: int) -> Cell:
-        cell = self.invocation.of((("http_response_status_code", str(status)),))
-        self._app_cells[status] = cell
-        return cell
+    def _new_cells(
+        self,
+        exchange: Exchange,
+        status: int,
+        app_status: int,
+        error: str,
+        host: bytes,
+        probe: bool,
+    ) -> _Cells:
+        cells = _Cells()
+        if app_status:
+            cells.client = self._client_cells(exchange, error)
+        if not probe:
+            cells.server = self._server_cells(exchange, status, host)
+            if app_status:
+                label = ("http_response_status_code", str(app_status))
+                cells.app = self.invocation.of((label,))
+        return cells
 
-    def _new_client_cells(
-        self, key: tuple[object, ...], exchange: Exchange, error: str
-    ) -> tuple[Cell, Cell]:
+    def _client_cells(self, exchange: Exchange, error: str) -> tuple[Cell, Cell]:
         address, port = self._peer
         result = ("error_type", error)
         if not error:
@@ -194,12 +217,11 @@ class RequestMetrics:
         if port != "80":
             labels.append(("server_port", port))
         labels.sort()
-        duration, size = (family.of(tuple(labels)) for family in self.client)
-        _remember(self._client_cells, key, (duration, size))
-        return duration, size
+        duration, size = self.client
+        return duration.of(tuple(labels)), size.of(tuple(labels))
 
-    def _new_server_cells(
-        self, key: tuple[object, ...], exchange: Exchange, status: int, host: bytes
+    def _server_cells(
+        self, exchange: Exchange, status: int, host: bytes
     ) -> tuple[Cell, Cell, Cell]:
         head = exchange.head
         tls = exchange.client.tls
@@ -219,9 +241,9 @@ class RequestMetrics:
         if port and port != (443 if tls else 80):
             labels.append(("server_port", str(port)))
         labels.sort()
-        duration, request, response = (family.of(tuple(labels)) for family in self.server)
-        _remember(self._server_cells, key, (duration, request, response))
-        return duration, request, response
+        series = tuple(labels)
+        duration, request, response = self.server
+        return duration.of(series), request.of(series), response.of(series)
 
     # --- text ------------------------------------------------------------------------------------
     def lines(self) -> list[str]:
@@ -231,14 +253,6 @@ class RequestMetrics:
         lines = render([*self.client, *self.server], http)
         lines += render([self.invocation, self.queue_depth], _scope(QUEUE_SCOPE))
         return lines + process_lines()
-
-
-def _remember(known: dict[tuple[object, ...], Any], key: tuple[object, ...], cells: Any) -> None:
-    if sum(len(part) for part in key if isinstance(part, bytes)) > _KEPT_BYTES:
-        return
-    if len(known) >= _KEPT:
-        known.clear()
-    known[key] = cells
 
 
 def method_label(method: bytes) -> str:
