@@ -11,6 +11,7 @@ BPF_FLAGS := -O2 -g -target bpf -mcpu=v3 -Wall -Wextra -Werror -Wno-unused-param
 
 HOLD     := hold/weir-hold
 HOLD_SRC := $(wildcard hold/*.c hold/*.h)
+BENCH_SRC := $(wildcard bench/c/*.c bench/c/*.h)
 # static, because it is all there is in its image; musl's is a tenth of glibc's
 HOLD_CC  ?= $(shell command -v musl-gcc || command -v gcc || command -v cc)
 HOLD_FLAGS := -std=gnu11 -Os -Wall -Wextra -Werror -static -s \
@@ -36,11 +37,12 @@ lint: deps ## ruff, mypy --strict, import layers, clang-format, clang -Werror
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .
 	$(BIN)/mypy -p weir && $(BIN)/mypy tests bench examples
 	$(BIN)/lint-imports
-	clang-format --dry-run --Werror $(BPF_SRC) $(HOLD_SRC)
+	clang-format --dry-run --Werror $(BPF_SRC) $(HOLD_SRC) $(BENCH_SRC)
+	$(CLANG) -std=gnu11 -fsyntax-only -Wall -Wextra -Werror $(filter %.c,$(BENCH_SRC))
 	$(MAKE) --no-print-directory -B bpf hold
 
 format: deps ## rewrite the sources in the house format
-	$(BIN)/ruff format . && $(BIN)/ruff check --fix . && clang-format -i $(BPF_SRC) $(HOLD_SRC)
+	$(BIN)/ruff format . && $(BIN)/ruff check --fix . && clang-format -i $(BPF_SRC) $(HOLD_SRC) $(BENCH_SRC)
 
 bench: deps bpf $(VENV)/.bench ## measure the direct path, the relay and the adaptor against nothing at all (ratios in one run)
 	$(BIN)/python -m bench

@@ -1,21 +1,17 @@
-"""What an event costs in the adaptor: ours against a plain aiomqtt + aiohttp one, in one run.
+"""What an event costs in the adaptor: ours, a plain aiomqtt + aiohttp one, and a minimal one in C.
 
-Both acknowledge after the sink's 2xx, both on uvloop, same broker (a real mosquitto), same sink
-(nginx `return 204`, or a small uvloop server without nginx), same publisher process, QoS 1 over
-loopback. CPU is what the kernel charged the adaptor's process (/proc/PID/schedstat), so other load
-on the machine shifts it less than time would. Two loads: `paced`, with pauses between events, and
-`full`, as fast as the adaptor takes them.
-
-    python -m bench.adaptor [SECONDS]
+All three subscribe at QoS 1, acknowledge after the sink's 2xx and have 64 connections to it; same
+broker (a real mosquitto), same publisher and same sink (bench/c/rig.c, both in one process) within
+one run. CPU is what the kernel charged the adaptor's process (/proc/PID/schedstat), so other load
+on the machine shifts it less than time would. `full`: as many events under way as the adaptor can
+use, which on a small machine is bounded by the broker and the sink as well; `1 000/s`: paced, for
+the time from publish to the function's door.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -25,67 +21,104 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import aiohttp
-import aiomqtt
-import mqtt5
-import uvloop
-
-PACED = 2000
-"""Events per second."""
-CONNECTIONS = 64
-PAYLOAD = json.dumps({"device": "d-17", "celsius": 21.5, "humidity": 48, "at": 1700000000}).encode()
+ADAPTORS = ("weir", "plain", "C")
+SMALL, MIDDLE, LARGE = 64, 1024, 65_536
+PACED = 1000
+"""Events per second for latencies."""
 PATIENCE = 60.0
+WARM = 1.0
 _SBIN = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
+_C = Path(__file__).with_name("c")
 
 
-def measure(seconds: float) -> dict[str, float]:
-    """Microseconds of CPU per event, events per second at full load, and plain over weir.
+@dataclass(frozen=True, slots=True)
+class Load:
+    """`rate` 0.0: full."""
 
-    Runs for about four times `seconds`. Raises RuntimeError when mosquitto is missing.
-    """
+    qos: int
+    size: int
+    topics: int
+    rate: float = 0.0
+
+    def __str__(self) -> str:
+        size = f"{self.size} B" if self.size < 1024 else f"{self.size // 1024} KiB"
+        how = f"{self.rate:,.0f}/s" if self.rate else "full"
+        return f"QoS {self.qos}, {size}, {self.topics} topic{'s' * (self.topics > 1)}, {how}"
+
+
+LOADS = (
+    *(Load(1, MIDDLE, topics) for topics in (64, 1)),
+    *(Load(1, size, 64) for size in (SMALL, LARGE)),
+    *(Load(qos, size, 64) for qos in (0, 2) for size in (SMALL, MIDDLE, LARGE)),
+    *(Load(qos, MIDDLE, 64, PACED) for qos in (1, 0, 2)),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Microseconds, and events per second."""
+
+    cpu: float
+    per_second: float
+    p50: float
+    p99: float
+
+
+def measure(seconds: float, loads: tuple[Load, ...] = LOADS) -> dict[str, float]:
+    """Rows of `load | figure`. Takes about four times `seconds` per load. Raises RuntimeError when
+    mosquitto or a C compiler is missing."""
     with tempfile.TemporaryDirectory(prefix="weir-bench-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         folder.chmod(0o755)
+        for program in ("rig", "epoll_adaptor"):
+            _compile(program, folder)
         broker = stack.enter_context(_mosquitto(folder))
-        sink = stack.enter_context(_sink(folder))
-        result: dict[str, float] = {}
-        for load, rate in (("paced", PACED), ("full", 0)):
-            for adaptor in ("weir", "plain"):
-                cpu, per_second = _one(folder, adaptor, broker, sink, rate, seconds)
-                result[f"{load} {adaptor}, CPU us/event"] = cpu
-                result[f"{load} {adaptor}, events/s"] = per_second
-            plain, weir = (result[f"{load} {a}, CPU us/event"] for a in ("plain", "weir"))
-            result[f"{load} plain / weir"] = plain / weir
-        return result
+        found: dict[str, float] = {}
+        for load in loads:
+            results = {each: _one(folder, each, broker, load, seconds) for each in ADAPTORS}
+            for adaptor, result in results.items():
+                found[f"{load} | {adaptor} us/event"] = result.cpu
+            found[f"{load} | plain / weir"] = results["plain"].cpu / results["weir"].cpu
+            for adaptor, result in results.items():
+                if load.rate:
+                    found[f"{load} | {adaptor} p50 us"] = result.p50
+                    found[f"{load} | {adaptor} p99 us"] = result.p99
+                else:
+                    found[f"{load} | {adaptor}/s"] = result.per_second
+        return found
 
 
-def _one(
-    folder: Path, adaptor: str, broker: int, sink: int, rate: int, seconds: float
-) -> tuple[float, float]:
-    """CPU in us per event, and events per second, after a warm-up."""
-    topics = f"bench/{uuid.uuid4().hex}"
-    command = {"weir": _weir, "plain": _plain}[adaptor](folder, topics, broker, sink)
-    with _child(command) as process, _publisher(broker, topics, rate) as publisher:
-        _until(lambda: _requests(sink, process) > 0)
-        before = _requests(sink, process)
-        _until(lambda: _requests(sink, process) > before + 200)
-        start, count, cpu = time.monotonic(), _requests(sink, process), _cpu(process.pid)
-        time.sleep(seconds)
-        took, used = time.monotonic() - start, _cpu(process.pid) - cpu
-        events = _requests(sink, process) - count
-        assert publisher.poll() is None, "the publisher ended"
-    return used / events * 1e6, events / took
+def _one(folder: Path, adaptor: str, broker: int, load: Load, seconds: float) -> Result:
+    topic = f"bench/{uuid.uuid4().hex[:12]}"
+    outstanding = 500 if load.size < LARGE else 100
+    arguments = (broker, topic, load.topics, load.qos, load.size, load.rate, outstanding, WARM)
+    with contextlib.ExitStack() as stack:
+        rig = stack.enter_context(_child([folder / "rig", *arguments, seconds], read=True))
+        sink = int(_line(rig, "listening")[0])
+        command = {"weir": _weir, "plain": _plain, "C": _c}[adaptor]
+        process = stack.enter_context(_child(command(folder, broker, sink, f"{topic}/#")))
+        _line(rig, "start", process)
+        before = _cpu(process.pid)
+        count, took, p50, p99, lost = map(int, _line(rig, "end", process))
+        used = _cpu(process.pid) - before
+    if not count or lost > count / 100:
+        raise RuntimeError(f"{adaptor}, {load}: {count} events arrived, {lost} were lost")
+    return Result(used / count * 1e6, count / took * 1e9, p50, p99)
 
 
-def _until(condition: object) -> None:
-    assert callable(condition)
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        if time.monotonic() > deadline:
-            raise RuntimeError("no events arrive")
-        time.sleep(0.02)
+def _line(
+    rig: subprocess.Popen[str], word: str, adaptor: subprocess.Popen[str] | None = None
+) -> list[str]:
+    """The numbers behind a word that the rig says. Raises RuntimeError when it ends instead."""
+    assert rig.stdout is not None
+    line = rig.stdout.readline().split()
+    if not line or line[0] != word:
+        ended = None if adaptor is None else adaptor.poll()
+        raise RuntimeError(f"the rig said {line} instead of `{word}`; the adaptor: {ended}")
+    return line[1:]
 
 
 def _cpu(pid: int) -> float:
@@ -96,13 +129,52 @@ def _cpu(pid: int) -> float:
     )
 
 
+# --- the adaptors ---------------------------------------------------------------------------------
+
+
+def _weir(folder: Path, broker: int, sink: int, pattern: str) -> list[object]:
+    routes = folder / "routes.yaml"
+    routes.write_text(
+        f"routes: [{{filter: '{pattern}', sink: 'http://127.0.0.1:{sink}/ev', "
+        "datacontenttype: application/json}]\n"
+    )
+    return [
+        *(sys.executable, "-P", "-m", "weir", "adaptor"),
+        *("--broker", f"mqtt://127.0.0.1:{broker}", "--routes", routes),
+        *("--client-id", f"bench-{uuid.uuid4().hex[:12]}", "--session-expiry", "60"),
+        *("--quarantine", folder / "quarantine.db"),
+    ]
+
+
+def _plain(folder: Path, broker: int, sink: int, pattern: str) -> list[object]:
+    return [sys.executable, "-P", "-m", "bench.plain", broker, sink, pattern]
+
+
+def _c(folder: Path, broker: int, sink: int, pattern: str) -> list[object]:
+    return [folder / "epoll_adaptor", broker, sink, pattern, 1]
+
+
 # --- processes ------------------------------------------------------------------------------------
 
 
+def _compile(program: str, folder: Path) -> None:
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        raise RuntimeError("the adaptor bench needs a C compiler: apt-get install gcc")
+    source, made = str(_C / f"{program}.c"), str(folder / program)
+    subprocess.run([compiler, "-std=gnu11", "-O2", "-o", made, source], check=True)
+
+
 @contextlib.contextmanager
-def _child(command: list[str], *, quiet: bool = False) -> Iterator[subprocess.Popen[bytes]]:
-    stderr = subprocess.DEVNULL if quiet else None
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)
+def _child(
+    command: list[object], *, quiet: bool = False, read: bool = False
+) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [str(each) for each in command],
+        stdout=subprocess.PIPE if read else subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL if quiet else None,
+        text=True,
+    )
     try:
         yield process
     finally:
@@ -112,6 +184,8 @@ def _child(command: list[str], *, quiet: bool = False) -> Iterator[subprocess.Po
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 @contextlib.contextmanager
@@ -119,240 +193,20 @@ def _mosquitto(folder: Path) -> Iterator[int]:
     binary = shutil.which("mosquitto", path=_SBIN)
     if binary is None:
         raise RuntimeError("the adaptor bench needs mosquitto: apt-get install mosquitto")
-    port = _free_port()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = int(listener.getsockname()[1])
     configuration = folder / "mosquitto.conf"
     user = "user root\n" if os.geteuid() == 0 else ""
     configuration.write_text(
         f"listener {port} 127.0.0.1\nallow_anonymous true\nmax_inflight_messages 256\n"
         f"max_queued_messages 0\nset_tcp_nodelay true\nlog_type error\n{user}"
     )
-    with _child([binary, "-c", str(configuration)], quiet=True):
-        _wait_for(port)
-        yield port
-
-
-@contextlib.contextmanager
-def _sink(folder: Path) -> Iterator[int]:
-    port = _free_port()
-    nginx = shutil.which("nginx", path=_SBIN)
-    if nginx is None:
-        command = [sys.executable, "-P", "-m", "bench.adaptor", "sink", str(port)]
-    else:
-        configuration = folder / "nginx.conf"
-        configuration.write_text(
-            f"daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log stderr crit;\n"
-            "events { worker_connections 1024; }\n"
-            "http { access_log off; keepalive_requests 1000000000;\n"
-            f"  client_body_temp_path {folder}/body;\n"
-            f"  server {{ listen 127.0.0.1:{port};\n"
-            "    location / { return 204; } location /status { stub_status; } } }\n"
-        )
-        command = [nginx, "-p", str(folder), "-c", str(configuration)]
-    with _child(command):
-        _wait_for(port)
-        yield port
-
-
-_probes: dict[int, int] = {}
-
-
-def _requests(port: int, process: subprocess.Popen[bytes]) -> int:
-    """Events that the sink has answered: its requests without those for its status."""
-    if process.poll() is not None:
-        raise RuntimeError(f"the adaptor ended with {process.returncode}")
-    _probes[port] = _probes.get(port, 0) + 1
-    with socket.create_connection(("127.0.0.1", port), 5) as connection:
-        connection.sendall(b"GET /status HTTP/1.1\r\nHost: sink\r\nConnection: close\r\n\r\n")
-        text = b"".join(iter(lambda: connection.recv(65_536), b""))
-    match = re.search(rb"\n +\d+ +\d+ +(\d+)", text)
-    assert match is not None, text
-    return int(match.group(1)) - _probes[port]
-
-
-@contextlib.contextmanager
-def _publisher(broker: int, topics: str, rate: int) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-P", "-m", "bench.adaptor"]
-    with _child([*command, "publish", str(broker), topics, str(rate)]) as process:
-        yield process
-
-
-def _weir(folder: Path, topics: str, broker: int, sink: int) -> list[str]:
-    routes = folder / "routes.yaml"
-    routes.write_text(
-        f"routes: [{{filter: '{topics}/#', sink: 'http://127.0.0.1:{sink}/ev', "
-        "datacontenttype: application/json}]\n"
-    )
-    return [
-        *(sys.executable, "-P", "-m", "weir", "adaptor"),
-        *("--broker", f"mqtt://127.0.0.1:{broker}", "--routes", str(routes)),
-        *("--client-id", f"bench-{topics[-12:]}", "--quarantine", str(folder / "quarantine.db")),
-    ]
-
-
-def _plain(folder: Path, topics: str, broker: int, sink: int) -> list[str]:
-    arguments = (topics, str(broker), str(sink))
-    return [sys.executable, "-P", "-m", "bench.adaptor", "plain", *arguments]
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
-def _wait_for(port: int) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return
-        time.sleep(0.02)
-    raise RuntimeError(f"nothing listens on port {port}")
-
-
-# --- the publisher --------------------------------------------------------------------------------
-
-
-class Publisher(asyncio.Protocol):
-    """QoS 1, never more unacknowledged than the broker's Receive Maximum allows."""
-
-    def __init__(self, topics: str, rate: int) -> None:
-        self._topics, self._rate = topics, rate
-        self._window = self._sent = self._open = 0
-        self._rest = b""
-        self._start = 0.0
-        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport: asyncio.Transport = transport  # type: ignore[assignment]
-        self._transport.write(mqtt5.ConnectPacket(f"bench-{os.getpid()}", clean_start=True).write())
-
-    def data_received(self, data: bytes) -> None:
-        data, position = self._rest + data, 0
-        while position < len(data):
-            try:
-                packet, size = mqtt5.read(memoryview(data)[position:])
-            except IndexError:
+    with _child([binary, "-c", configuration], quiet=True):
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
                 break
-            position += size
-            if isinstance(packet, mqtt5.ConnAckPacket):
-                self._window = packet.receive_max
-                self._start = time.monotonic()
-                self._pace()
-            elif isinstance(packet, mqtt5.PubAckPacket):
-                self._open -= 1
-        self._rest = data[position:]
-        if not self._rate:
-            self._fill(1 << 62)
-
-    def _pace(self) -> None:
-        if self._rate:
-            self._fill(int((time.monotonic() - self._start) * self._rate))
-            asyncio.get_running_loop().call_later(0.001, self._pace)
-
-    def _fill(self, due: int) -> None:
-        out = []
-        while self._open < self._window and self._sent < due:
-            self._sent += 1
-            self._open += 1
-            packet = mqtt5.PublishPacket(
-                f"{self._topics}/{self._sent % 100}",
-                PAYLOAD,
-                qos=mqtt5.QoS.AT_LEAST_ONCE,
-                packet_id=self._sent % 65_535 + 1,
-            )
-            out.append(packet.write())
-        if out:
-            self._transport.write(b"".join(out))
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.lost.set_result(None)
-
-
-async def _publish(broker: int, topics: str, rate: int) -> None:
-    loop = asyncio.get_running_loop()
-    publisher = Publisher(topics, rate)
-    await loop.create_connection(lambda: publisher, "127.0.0.1", broker)
-    await publisher.lost
-
-
-# --- the plain adaptor ----------------------------------------------------------------------------
-
-
-async def _plain_adaptor(topics: str, broker: int, sink: int) -> None:
-    """As one writes it with aiomqtt and aiohttp: a queue and workers, acknowledged after 2xx."""
-    url = f"http://127.0.0.1:{sink}/ev"
-    connector = aiohttp.TCPConnector(limit=CONNECTIONS)
-    async with (
-        aiohttp.ClientSession(connector=connector) as session,
-        aiomqtt.Client("127.0.0.1", broker) as client,
-        asyncio.TaskGroup() as workers,
-    ):
-        client._client.manual_ack_set(True)
-        queue: asyncio.Queue[aiomqtt.Message] = asyncio.Queue()
-
-        async def work() -> None:
-            while True:
-                message = await queue.get()
-                topic = str(message.topic)
-                headers = {
-                    "ce-specversion": "1.0",
-                    "ce-type": "weir.mqtt.message",
-                    "ce-source": f"mqtt://127.0.0.1:{broker}",
-                    "ce-subject": topic,
-                    "ce-id": str(uuid.uuid4()),
-                    "Content-Type": "application/json",
-                }
-                assert isinstance(message.payload, bytes)
-                async with session.post(url, data=message.payload, headers=headers) as response:
-                    if 200 <= response.status <= 299 and message.qos:
-                        client._client.ack(message.mid, message.qos)
-
-        for _ in range(CONNECTIONS):
-            workers.create_task(work())
-        await client.subscribe(f"{topics}/#", qos=1)
-        async for message in client.messages:
-            queue.put_nowait(message)
-
-
-# --- the sink without nginx -----------------------------------------------------------------------
-
-
-class Counting(asyncio.Protocol):
-    """Answers each request; `/status` in nginx's words."""
-
-    requests = 0
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport: asyncio.Transport = transport  # type: ignore[assignment]
-
-    def data_received(self, data: bytes) -> None:
-        Counting.requests += 1
-        if data.startswith(b"GET /status"):
-            body = b"x\n 0 0 %d\n" % Counting.requests
-            head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
-            self._transport.write(head + body)
-            self._transport.close()
+            time.sleep(0.02)
         else:
-            self._transport.write(b"HTTP/1.1 204 No Content\r\n\r\n")
-
-
-async def _count(port: int) -> None:
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(Counting, "127.0.0.1", port)
-    await server.serve_forever()
-
-
-def main(arguments: list[str]) -> None:
-    match arguments:
-        case ["publish", broker, topics, rate]:
-            uvloop.run(_publish(int(broker), topics, int(rate)))
-        case ["plain", topics, broker, sink]:
-            uvloop.run(_plain_adaptor(topics, int(broker), int(sink)))
-        case ["sink", port]:
-            uvloop.run(_count(int(port)))
-        case _:
-            for name, value in measure(float(arguments[0]) if arguments else 5.0).items():
-                print(f"{name:<34} {value:10.1f}")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+            raise RuntimeError(f"mosquitto does not listen on port {port}")
+        yield port
