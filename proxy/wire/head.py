@@ -124,9 +124,16 @@ def check_start(data: bytes | bytearray) -> None:
         if line == b"\r":
             return
         if not line.endswith(b"\r") or not _REQUEST_LINE.fullmatch(line, 0, end - 1):
-            raise Malformed("request line")
+            raise _no_request(line, len(line) - line.endswith(b"\r"))
     elif data and not (65 <= data[0] <= 122 or data[0] in b"\r!#$%&'*+-.|~0123456789"):
         raise Malformed("no method")
+
+
+def _no_request(data: bytes | bytearray, end: int) -> Malformed:
+    """What is wrong with a first line up to `end` that is no request line."""
+    if _OTHER_VERSION.fullmatch(data, 0, end):
+        return Malformed("not HTTP/1", 505, b"HTTP Version Not Supported")
+    return Malformed("request line")
 
 
 def check_fields(block: bytes) -> None:
@@ -227,9 +234,7 @@ class RequestHead:
         end = data.find(b"\r\n")
         match = _REQUEST_LINE.fullmatch(data, 0, end)
         if match is None:
-            if _OTHER_VERSION.fullmatch(data, 0, end):
-                raise Malformed("not HTTP/1", 505, b"HTTP Version Not Supported")
-            raise Malformed("request line")
+            raise _no_request(data, end)
         self.method, self.target, minor = match.groups()
         self.minor = 1 if minor == b"1" else 0
         self._data = data

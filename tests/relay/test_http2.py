@@ -610,6 +610,18 @@ async def test_a_drained_relay_says_goaway_to_idle_clients_and_closes(pair: Make
     assert (goaway.payload[:4], goaway.code) == (b"\0\0\0\1", NO_ERROR)
 
 
+async def test_blanks_around_values_are_passed_on_as_they_came(pair: MakePair) -> None:
+    async def blank(speaker: Speaker, stream: int, message: Message) -> None:
+        speaker.send(speaker.headers(stream, [(":status", "200"), ("x-b", " c\t")], True))
+
+    made = await pair()
+    made.user.on("/", blank)
+    client = await made.client()
+    got = await client.get(1, ("x-a", " b "), ("user-agent", " kube-probe/1"))
+    assert got.final["x-b"] == " c\t"
+    assert made.user.requests[0].final["x-a"] == " b ", "and a blank before it makes no probe"
+
+
 async def test_http_1_clients_are_served_as_before(pair: MakePair) -> None:
     old = UserContainer()
     await old.start()

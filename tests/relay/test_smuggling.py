@@ -359,3 +359,19 @@ async def test_whoever_reads_the_clients_stream_strictly_finds_the_same_requests
 def _origin(target: bytes) -> bytes:
     scheme, found, behind = target.partition(b"://")
     return b"/" + behind.partition(b"/")[2] if found and b"/" not in scheme else target
+
+
+@pytest.mark.parametrize("pieces", [lambda s: [s], bytewise], ids=["at once", "byte by byte"])
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"GET /\r\n", b"400 Bad Request"),
+        (b"GET /\n", b"400 Bad Request"),
+        (b"GET / HTTP/3.0\r\nHost: a\r\n\r\n", b"505 HTTP Version Not Supported"),
+        (b"GET / HTTP/0.9\r\n", b"505 HTTP Version Not Supported"),
+    ],
+)
+async def test_another_version_is_told_so_however_it_comes(
+    sent: bytes, status: bytes, pieces: Any
+) -> None:
+    assert tell(pieces(sent)).client.startswith(b"HTTP/1.1 " + status)

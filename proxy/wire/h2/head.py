@@ -14,7 +14,8 @@ from weir.proxy.wire.h2.hpack import Block, Field, encode
 from weir.proxy.wire.head import RequestHead
 
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
-_VALUE = re.compile(rb"(?:[^\x00\r\n \t](?:[^\x00\r\n]*[^\x00\r\n \t])?)?")
+_VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
+"""Blanks around a value are let through as they came, as Go's HTTP/2 does."""
 _METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _PATH = re.compile(rb"/[\x21-\x7e\x80-\xff]*|\*")
 _AUTHORITY = re.compile(rb"[A-Za-z0-9!$%&'()*+,\-.:;=\[\]_~]*")
@@ -106,7 +107,7 @@ class RequestFields:
             raise MalformedBlock(":method")
         if self.method == b"CONNECT":
             raise MalformedBlock("CONNECT is not served")
-        if not self.scheme or not _PATH.fullmatch(self.target):
+        if self.scheme not in (b"http", b"https") or not _PATH.fullmatch(self.target):
             raise MalformedBlock(":scheme or :path")
         if self.target == b"*" and self.method != b"OPTIONS":
             raise MalformedBlock(":path")

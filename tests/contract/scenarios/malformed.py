@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
 from tests.contract.scenario import Scenario, add, scenario
@@ -82,7 +83,31 @@ CASES = [
     Case("a_TLS_hello_on_a_plain_port", bytes.fromhex("16030100500100004c0303") + b"\r\n\r\n"),
     Case("an_Expect_we_dont_know", b"GET / HTTP/1.1\r\n" + HOST + b"Expect: wonders\r\n\r\n"),
 ]
-for case in CASES:
+IN_PIECES = [
+    Case("HTTP_0_9", b"GET /\r\n"),
+    Case("HTTP_0_9_in_pieces", b"GE|T /|\r|\n"),
+    Case("HTTP_0_9_that_ends_in_LF", b"GET /|\n"),
+    Case("no_version_in_pieces", b"GET /\r\n|\r\n"),
+    Case("no_target", b"GET\r\n|\r\n"),
+    Case("HTTP_3_0_in_pieces", b"GET / HTTP/3.0\r\n|" + HOST + b"\r\n"),
+    Case("HTTP_1_1_in_pieces", b"G|ET| /| HT|TP/1.|1\r|\n" + HOST + b"\r|\n"),
+    Case("HTTP_1_0_in_pieces", b"GET / HTTP/1|.0\r\n\r|\n"),
+]
+"""Sent with a moment at each bar."""
+
+
+class InPieces(Case):
+    async def play(self, world: World) -> None:
+        client = await world.client()
+        *first, last = self.data.split(b"|")
+        for piece in first:
+            await client.send(piece)
+            await asyncio.sleep(0.05)
+        await world.ask("answer", last, client=client)
+        world.note("another answer", (await world.rest(client)).split(b"\r\n")[0].decode("latin-1"))
+
+
+for case in [*CASES, *(InPieces(case.name, case.data) for case in IN_PIECES)]:
     add(Scenario(case.name, "3.12", case.play))
 
 
