@@ -12,7 +12,8 @@ import base64
 import time
 from typing import Protocol
 
-from weir.adaptor.events import Event, http_headers
+from weir.adaptor.events import Event
+from weir.adaptor.httpbinding import encoded
 from weir.adaptor.mqttbinding import Dialect
 from weir.adaptor.publisher import NotPublished, Publisher
 from weir.adaptor.quarantine import Held
@@ -89,10 +90,11 @@ class LettersByHttp(DeadLetters):
         self._uri, self._request_line, self._caller = uri, request_line, caller
 
     async def _try(self, event: Event, topic: str, delivery: Delivery) -> tuple[bool, str, float]:
-        head = self._request_line + http_headers(event)
+        lines, body = encoded(event, "binary")
+        head = self._request_line + lines
         said = f"the dead letter sink {self._uri} does not take it: "
         try:
-            response = await self._caller.request(head, event.data, delivery.timeout)
+            response = await self._caller.request(head, body, delivery.timeout)
         except TransportError as error:
             return False, f"{said}{error}", 0.0
         verdict = judge(response.status)

@@ -51,9 +51,24 @@ def is_media_type(value: str) -> bool:
     return _MEDIA_TYPE.fullmatch(value) is not None
 
 
+def names_a_format(content_type: str | None) -> bool:
+    """Whether it says that a message or request is an event in structured mode, of a format that
+    is known or not, or a batch."""
+    prefix = "application/cloudevents"
+    return content_type is not None and content_type[: len(prefix)].lower() == prefix
+
+
 def is_timestamp(value: str) -> bool:
     """RFC 3339, as the `time` attribute demands."""
     return _TIME.fullmatch(value) is not None
+
+
+def shown(text: str) -> str:
+    """For a message to people: on one line and of bounded length, whatever strangers wrote."""
+    printable = "".join(
+        each if each.isprintable() else f"\\u{ord(each):04x}" for each in text[:100]
+    )
+    return printable if len(text) <= 100 else f"{printable}..."
 
 
 def check(attributes: Mapping[str, str]) -> None:
@@ -64,7 +79,8 @@ def check(attributes: Mapping[str, str]) -> None:
             raise MalformedEvent(f"the attribute `{name}` is missing or empty")
     if not re.fullmatch(r"1\.\d+(?:[.-].*)?", attributes["specversion"]):
         raise MalformedEvent(
-            f"specversion `{attributes['specversion']}` is not supported; publish version 1.0"
+            f"specversion `{shown(attributes['specversion'])}` is not supported; "
+            "publish version 1.0"
         )
 
 
@@ -94,7 +110,7 @@ def decode_value(value: str) -> str:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise MalformedEvent(f"header value `{value}` does not decode to UTF-8") from error
+        raise MalformedEvent(f"header value `{shown(value)}` does not decode to UTF-8") from error
 
 
 def header(name: str, value: str) -> bytes:

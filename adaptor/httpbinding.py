@@ -17,6 +17,8 @@ from weir.adaptor.events import (
     http_headers,
     is_attribute_name,
     is_media_type,
+    names_a_format,
+    shown,
 )
 from weir.adaptor.jsonformat import BATCH, STRUCTURED, batch_from_json, from_json, to_batch, to_json
 
@@ -29,12 +31,13 @@ BATCH_LINE = f"Content-Type: {BATCH}\r\n".encode("ascii")
 
 
 def encoded(event: Event, mode: Mode) -> tuple[bytes, bytes]:
-    """Header lines and body of a request with this one event."""
-    if mode == "binary":
+    """Header lines and body of a request with this one event. Data that is itself an event in some
+    format goes in structured mode: its Content-Type would be taken for the request's own mode."""
+    if mode == "binary" and not names_a_format(event.content_type):
         return http_headers(event), event.data
-    if mode == "structured":
-        return STRUCTURED_LINE, to_json(event)
-    return BATCH_LINE, to_batch([to_json(event)])
+    if mode == "batch":
+        return BATCH_LINE, to_batch([to_json(event)])
+    return STRUCTURED_LINE, to_json(event)
 
 
 def mode_of(headers: Headers) -> Mode | None:
@@ -63,9 +66,9 @@ def from_http(headers: Headers, body: bytes) -> Event:
             continue
         attribute = name[3:].decode("latin-1")
         if attribute in attributes:
-            raise MalformedEvent(f"the attribute `{attribute}` stands twice")
+            raise MalformedEvent(f"the attribute `{shown(attribute)}` stands twice")
         if attribute == "datacontenttype" or not is_attribute_name(attribute):
-            raise MalformedEvent(f"`ce-{attribute[:100]}` is no attribute of binary mode")
+            raise MalformedEvent(f"`ce-{shown(attribute)}` is no attribute of binary mode")
         try:
             attributes[attribute] = decode_value(value.decode("latin-1"))
         except MalformedEvent as error:
@@ -73,7 +76,7 @@ def from_http(headers: Headers, body: bytes) -> Event:
     check(attributes)
     content_type = _content_type(headers)
     if content_type and not is_media_type(content_type):
-        raise MalformedEvent(f"the content type `{content_type[:100]}` is not a media type")
+        raise MalformedEvent(f"the content type `{shown(content_type)}` is not a media type")
     return Event(attributes, body, content_type or None)
 
 
@@ -88,7 +91,9 @@ def batch_from_http(headers: Headers, body: bytes) -> list[Event]:
 def _known_format(headers: Headers, known: str) -> None:
     essence = _essence(_content_type(headers))
     if essence not in (known, known.removesuffix("+json")):
-        raise MalformedEvent(f"the format `{essence[:100]}` is not known; send JSON or binary mode")
+        raise MalformedEvent(
+            f"the format `{shown(essence)}` is not known; send JSON or binary mode"
+        )
 
 
 def _content_type(headers: Headers) -> str:

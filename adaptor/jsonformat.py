@@ -13,7 +13,14 @@ import json
 import re
 from typing import NoReturn
 
-from weir.adaptor.events import Event, MalformedEvent, check, is_attribute_name, is_media_type
+from weir.adaptor.events import (
+    Event,
+    MalformedEvent,
+    check,
+    is_attribute_name,
+    is_media_type,
+    shown,
+)
 
 STRUCTURED = "application/cloudevents+json"
 BATCH = "application/cloudevents-batch+json"
@@ -104,7 +111,7 @@ def _object(text: str, at: int) -> tuple[_Members, int]:
         start = _after_space(text, at + 1)
         value, at = _decoder.raw_decode(text, start)
         if name in members:
-            raise MalformedEvent(f"`{name}` stands twice")
+            raise MalformedEvent(f"`{shown(name)}` stands twice")
         members[name] = value, text[start:at]
         more, at = _goes_on(text, at, "}")
     return members, at
@@ -139,7 +146,7 @@ def _event(members: _Members) -> Event:
             continue
         if not is_attribute_name(name):
             raise MalformedEvent(
-                f"`{name[:100]}` is no attribute name (lower-case letters and digits)"
+                f"`{shown(name)}` is no attribute name (lower-case letters and digits)"
             )
         attributes[name] = _canonical(name, value)
     check(attributes)
@@ -163,7 +170,7 @@ def _data(members: _Members) -> tuple[str | None, bytes]:
     """The content type and the data."""
     declared = members.get("datacontenttype", (None, ""))[0]
     if declared is not None and not (isinstance(declared, str) and is_media_type(declared)):
-        raise MalformedEvent(f"datacontenttype `{str(declared)[:100]}` is not a media type")
+        raise MalformedEvent(f"datacontenttype `{shown(str(declared))}` is not a media type")
     encoded = members.get("data_base64", (None, ""))[0]
     if encoded is not None:
         if "data" in members or not isinstance(encoded, str):

@@ -25,6 +25,7 @@ from weir.adaptor.events import (
     header,
     is_media_type,
     is_timestamp,
+    shown,
 )
 from weir.adaptor.httpbinding import encoded
 from weir.adaptor.mqttbinding import TELLING, maybe_structured, published
@@ -236,14 +237,6 @@ class Mapper:
         if self.route.datacontenttype is not None:
             return self.route.datacontenttype
         return TEXT if message.payload_format_indicator == 1 else OPAQUE
-
-
-def shown(text: str) -> str:
-    """For a message to people: one line of bounded length, whatever the text has in it."""
-    printable = "".join(
-        each if each.isprintable() else f"\\u{ord(each):04x}" for each in text[:200]
-    )
-    return printable if len(text) <= 200 else f"{printable}..."
 
 
 def _arrival(message: PublishPacket) -> dict[str, str]:

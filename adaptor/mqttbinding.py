@@ -23,14 +23,12 @@ from weir.adaptor.events import (
     check,
     is_attribute_name,
     is_media_type,
+    names_a_format,
+    shown,
 )
-from weir.adaptor.jsonformat import STRUCTURED as JSON
-from weir.adaptor.jsonformat import from_json
+from weir.adaptor.jsonformat import STRUCTURED, from_json, to_json
 
 Dialect = Literal["spec", "sdk-go"]
-
-STRUCTURED = "application/cloudevents"
-"""What the Content Type of structured mode begins with, in any case."""
 
 PREFIX = "ce-"
 CONTENT_TYPE = "Content-Type"
@@ -52,9 +50,8 @@ TELLING = frozenset(["specversion", f"{PREFIX}specversion", CONTENT_TYPE, CONTEN
 def maybe_structured(message: PublishPacket, *, sniff: bool) -> bool:
     """Cheap, and never wrongly no, of a message without TELLING properties. `sniff`: structured
     mode without a Content Type is looked for, as a 3.1.1 receiver must."""
-    content_type = message.content_type
-    if content_type:
-        return content_type[: len(STRUCTURED)].lower() == STRUCTURED
+    if message.content_type:
+        return names_a_format(message.content_type)
     return sniff and _looks_structured(message.payload)
 
 
@@ -63,9 +60,9 @@ def published(message: PublishPacket, *, sniff: bool) -> Event | None:
     none. Raises MalformedEvent when it claims to be one and is not."""
     properties = message.user_properties
     declared = message.content_type or _named_content_type(properties)
-    if declared[: len(STRUCTURED)].lower() == STRUCTURED:
+    if names_a_format(declared):
         essence = declared.partition(";")[0].strip().lower()
-        if essence in (STRUCTURED, JSON):
+        if essence in (STRUCTURED, STRUCTURED.removesuffix("+json")):
             return from_json(message.payload)
         return None  # a format we don't know is forwarded as it is, by the route's rules
     attributes = _attributes(properties)
@@ -86,9 +83,7 @@ def _named_content_type(pairs: Sequence[tuple[str, str]]) -> str:
     """Where older sdk-go put it; it means nothing but in an event."""
     of_event = any(name == f"{PREFIX}specversion" for name, _ in pairs)
     for name, value in reversed(pairs):
-        if name in (CONTENT_TYPE, CONTENT_TYPE.lower()) and (
-            of_event or value.lower().startswith(STRUCTURED)
-        ):
+        if name in (CONTENT_TYPE, CONTENT_TYPE.lower()) and (of_event or names_a_format(value)):
             return value
     return ""
 
@@ -114,9 +109,12 @@ def _looks_structured(payload: bytes) -> bool:
 # --- out ----------------------------------------------------------------------------------------
 
 
-def properties(event: Event, dialect: Dialect) -> tuple[str | None, list[tuple[str, str]]]:
-    """Content Type and user properties of a message in binary mode; its payload is the data.
+def properties(event: Event, dialect: Dialect) -> tuple[str | None, list[tuple[str, str]], bytes]:
+    """Content Type, user properties and payload of a message in binary mode; in structured mode
+    for data that is itself an event in some format, whose type would be taken for the message's.
     Raises Uncarried."""
+    if names_a_format(event.content_type):
+        return STRUCTURED, [], to_json(event)
     prefix = "" if dialect == "spec" else PREFIX
     pairs = [(prefix + name, value) for name, value in event.attributes.items()]
     if dialect == "sdk-go" and event.content_type is not None:
@@ -125,18 +123,20 @@ def properties(event: Event, dialect: Dialect) -> tuple[str | None, list[tuple[s
         _carried(name, value)
     if event.content_type is not None:
         _carried("datacontenttype", event.content_type)
-    return event.content_type, pairs
+    return event.content_type, pairs, event.data
 
 
 def _carried(name: str, value: str) -> None:
     try:
         size = len(value.encode())
     except UnicodeEncodeError:
-        raise Uncarried(f"the attribute `{name[:100]}` is no text: half a surrogate pair") from None
+        raise Uncarried(
+            f"the attribute `{shown(name)}` is no text: half a surrogate pair"
+        ) from None
     if size > LONGEST_STRING or len(name) > LONGEST_STRING:
         raise Uncarried(
-            f"the attribute `{name[:100]}` has {size} bytes; a user property has at most "
+            f"the attribute `{shown(name)}` has {size} bytes; a user property has at most "
             f"{LONGEST_STRING}"
         )
     if "\0" in value:
-        raise Uncarried(f"the attribute `{name[:100]}` has a null character, which MQTT forbids")
+        raise Uncarried(f"the attribute `{shown(name)}` has a null character, which MQTT forbids")

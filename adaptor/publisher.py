@@ -80,10 +80,10 @@ class Publisher5(Session5):
         connection = await self._with_room()
         packet_id = self._free_id()
         try:
-            content_type, pairs = properties(event, dialect)
+            content_type, pairs, payload = properties(event, dialect)
             packet = mqtt5.PublishPacket(
                 topic,
-                event.data,
+                payload,
                 qos=mqtt5.QoS.AT_LEAST_ONCE,
                 packet_id=packet_id,
                 content_type=content_type,

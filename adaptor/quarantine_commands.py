@@ -18,7 +18,7 @@ import uvloop
 
 from weir.adaptor import sinks
 from weir.adaptor.endpoints import Access
-from weir.adaptor.events import http_headers
+from weir.adaptor.httpbinding import encoded
 from weir.adaptor.knative import Environment
 from weir.adaptor.quarantine import Held, Quarantine, QuarantineError
 from weir.adaptor.retry import Delivery, Verdict, judge
@@ -175,9 +175,10 @@ async def _send(
     held: Held, target: sinks.Target, client: sinks.SinkClient
 ) -> tuple[Verdict, str | None]:
     """The verdict, and why the event was not delivered."""
-    head = target.request_line + http_headers(held.event)
+    lines, body = encoded(held.event, "binary")
+    head = target.request_line + lines
     try:
-        response = await client.request(head, held.event.data, Delivery().timeout)
+        response = await client.request(head, body, Delivery().timeout)
     except TransportError as error:
         return Verdict.UNAVAILABLE, str(error)
     verdict = judge(response.status)

@@ -21,7 +21,7 @@ from mqtt5 import PublishPacket
 
 from weir.adaptor.counters import RouteCounters
 from weir.adaptor.deadletter import DeadLetters, Undeliverable, letter
-from weir.adaptor.events import Event
+from weir.adaptor.events import Event, shown
 from weir.adaptor.httpbinding import from_http, mode_of
 from weir.adaptor.publisher import NotPublished, Publisher
 from weir.adaptor.quarantine import Held, QuarantineError
@@ -48,14 +48,16 @@ def topic_of(route: Route, message: PublishPacket, broker: str) -> str:
     assert reply is not None
     if topic:
         if not reply.allow.matches(topic):
-            raise NoTopic(f"the response topic `{topic}` is not in what `allow` allows")
+            raise NoTopic(f"the response topic `{shown(topic)}` is not in what `allow` allows")
     elif reply.topic is not None:
         content = Content(message.user_properties, message.payload)
         topic = reply.topic.render(message.topic, broker, content)
     if not topic or topic.startswith("$") or any(each in topic for each in "+#\0"):
-        raise NoTopic(f"`{topic or ''}` is no topic to publish to")
+        raise NoTopic(f"`{shown(topic or '')}` is no topic to publish to")
     if route.filter.matches(topic):
-        raise NoTopic(f"the topic `{topic}` is taken by its own route, so it would go in a circle")
+        raise NoTopic(
+            f"the topic `{shown(topic)}` is taken by its own route, so it would go in a circle"
+        )
     return topic
 
 
