@@ -37,11 +37,12 @@ enum {
 	/* from here on nothing is parsed */
 	UNTIL_CLOSE, /* out: the response ends with the connection */
 	LOST,	     /* in: framing lost in a gap; resumes when nothing is outstanding */
-	END,	     /* the message is complete: never left standing between two steps */
+	HEAD_END,    /* all lines of the head were seen */
+	END, /* the message is complete; these two are never left standing between two steps */
 };
 
 /* what a parser function returns instead of the number of bytes it used */
-enum { STOP = 0, MALFORMED = ~0U };
+enum { STOP = 0, MALFORMED = ~0U, SCAN = ~1U /* on to the next line that matters */ };
 
 #define PREFACE_REST 10 /* behind "PRI * HTTP/2.0" */
 #define NOT_A_FRAME  255
@@ -54,13 +55,10 @@ static const volatile char TRANSFER_ENCODING[32] = "transfer-encoding:";
 static const volatile char CHUNKED_CODING[8] = "chunked";
 static const volatile char PREFACE[16] = "PRI * HTTP/2.0";
 
-/* eight bytes as a little-endian word, letters in lower case */
-#define WORD(p)	   (*(const __u64 *)(p) | BYTES(0x20))
-#define W_CONTENT  0x2d746e65746e6f63ULL /* content- */
-#define W_LENGTH   0x3a6874676e656cULL	 /* length: */
-#define W_TRANSFER 0x726566736e617274ULL /* transfer */
-#define W_ENCODIN  0x6e69646f636e652dULL /* -encodin */
-#define W_CHUNKED  0x64656b6e75686320ULL /* " chunked" */
+/* see WORD() in scan.h */
+#define W_LENGTH  0x3a6874676e656cULL	/* length: */
+#define W_ENCODIN 0x6e69646f636e652dULL /* -encodin */
+#define W_CHUNKED 0x64656b6e75686320ULL /* " chunked" */
 
 static __always_inline void head_ends(struct connection *c, struct stream *s, const int out)
 {
@@ -82,13 +80,23 @@ static __always_inline void head_ends(struct connection *c, struct stream *s, co
 
 /* ---- one function per state: the number of bytes used, STOP or MALFORMED ---------------- */
 
-static __always_inline __u32 line(struct stream *s, const __u8 *p, __u32 seen, __u32 next)
+/* Up to the next line that matters. The blank line that ends a head goes along if it is in view. */
+static __always_inline __u32 lines(struct stream *s, const __u8 *p, __u32 seen)
 {
 	__u32 used;
 
-	if (skip_lines(p, seen, &used))
-		s->state = next;
-	return used;
+	if (!skip_lines(p, seen, &used))
+		return used;
+	if (s->state == TRAILER_LINE) {
+		s->state = TRAILER;
+		return used;
+	}
+	s->state = FIELD;
+	p += used & (2 * LOOK - 1);
+	if (used + 2 > seen || p[0] != '\r' || p[1] != '\n')
+		return used;
+	s->state = HEAD_END;
+	return used + 2;
 }
 
 static __always_inline __u32 request_line(struct connection *c, struct stream *s, const __u8 *p,
@@ -105,7 +113,7 @@ static __always_inline __u32 request_line(struct connection *c, struct stream *s
 	s->match = p[0] == 'P' && c->asked == 1;
 	if (s->match)
 		return 1; /* a byte at a time as long as it may be the HTTP/2 preface */
-	return line(s, p, seen, FIELD);
+	return SCAN;
 }
 
 /* The connection's first line began with P: is it "PRI * HTTP/2.0"? */
@@ -148,7 +156,7 @@ static __always_inline __u32 status_line(struct connection *c, struct stream *s,
 	/* "HTTP/1.1 200" */
 	s->status = (p[9] - '0') * 100 + (p[10] - '0') * 10 + (p[11] - '0');
 	s->state = LINE;
-	return line(s, p, seen, FIELD);
+	return SCAN;
 }
 
 static __always_inline __u32 status(struct stream *s, const __u8 *p)
@@ -204,23 +212,19 @@ static __always_inline __u32 length(struct stream *s, const __u8 *p, __u32 seen)
 	return i;
 }
 
-static __always_inline __u32 field(struct connection *c, struct stream *s, const __u8 *p,
-				   __u32 seen, const int out)
+static __always_inline __u32 field(struct stream *s, const __u8 *p, __u32 seen)
 {
 	__u8 first = p[0] | 0x20;
 	int half;
 	__u32 used = blank_line(p, seen, &half);
 
 	if (used) {
-		if (half)
-			s->state = HEAD_LF;
-		else
-			head_ends(c, s, out);
+		s->state = half ? HEAD_LF : HEAD_END;
 		return used;
 	}
 	if (first != 'c' && first != 't') {
 		s->state = LINE;
-		return line(s, p, seen, FIELD);
+		return SCAN;
 	}
 	if (seen < 18) {
 		s->flags = first == 't' ? s->flags | NAME_IS_CODING : s->flags & ~NAME_IS_CODING;
@@ -241,7 +245,7 @@ static __always_inline __u32 field(struct connection *c, struct stream *s, const
 		return 18;
 	}
 	s->state = LINE;
-	return line(s, p, seen, FIELD);
+	return SCAN;
 }
 
 static __always_inline __u32 name(struct stream *s, const __u8 *p)
@@ -356,11 +360,11 @@ static __always_inline __u32 trailer(struct stream *s, const __u8 *p, __u32 seen
 	__u32 used = blank_line(p, seen, &half);
 
 	s->state = !used ? TRAILER_LINE : half ? TRAILER_LF : END;
-	return used ? used : line(s, p, seen, TRAILER);
+	return used ? used : SCAN;
 }
 
-static __always_inline __u32 parse(struct connection *c, struct stream *s, const __u8 *p,
-				   __u32 seen, const int out)
+static __always_inline __u32 parse_state(struct connection *c, struct stream *s, const __u8 *p,
+					 __u32 seen, const int out)
 {
 	switch (s->state) {
 	case IDLE:
@@ -368,11 +372,9 @@ static __always_inline __u32 parse(struct connection *c, struct stream *s, const
 	case STATUS:
 		return status(s, p);
 	case LINE:
-		if (!out && s->match && preface(c, s, p))
-			return 1;
-		return line(s, p, seen, FIELD);
+		return !out && s->match && preface(c, s, p) ? 1 : SCAN;
 	case FIELD:
-		return field(c, s, p, seen, out);
+		return field(s, p, seen);
 	case NAME:
 		return name(s, p);
 	case LENGTH:
@@ -388,16 +390,25 @@ static __always_inline __u32 parse(struct connection *c, struct stream *s, const
 	case TRAILER:
 		return trailer(s, p, seen);
 	case TRAILER_LINE:
-		return line(s, p, seen, TRAILER);
+		return SCAN;
 	}
 	/* the LF of a blank line that was cut */
 	if (p[0] != '\n')
 		return MALFORMED;
-	if (s->state == HEAD_LF)
-		head_ends(c, s, out);
-	else
-		s->state = END;
+	s->state = s->state == HEAD_LF ? HEAD_END : END;
 	return 1;
+}
+
+static __always_inline __u32 parse(struct connection *c, struct stream *s, const __u8 *p,
+				   __u32 seen, const int out)
+{
+	__u32 used = parse_state(c, s, p, seen, out);
+
+	if (used == SCAN)
+		used = lines(s, p, seen);
+	if (s->state == HEAD_END)
+		head_ends(c, s, out);
+	return used;
 }
 
 #endif

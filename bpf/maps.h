@@ -24,6 +24,7 @@
 #define MAX_PODS      1024
 #define MAX_ADDRESSES (4 * MAX_PODS)
 #define MAX_LISTENERS (8 * MAX_PODS)
+#define MAX_METERS    (LANES * MAX_PODS)
 
 /* ---- which pod, which listener --------------------------------------------------------- */
 
@@ -61,13 +62,27 @@ struct listener_key {
 
 /* ---- what a pod is told about ---------------------------------------------------------- */
 
+/* A pod's meter is split into lanes, one per CPU up to LANES of them: a request begins on one CPU
+ * and ends on another, and a cache line that goes to and fro costs more than all the additions.
+ * The pod's counts are the sums over its lanes; one lane alone may well be negative. */
+enum meter_lane {
+	LANE_0,
+	LANES = 8,
+};
+
+struct meter_key {
+	__u64 netns;
+	enum meter_lane lane;
+	__u32 unused;
+};
+
 /* Log-linear: four buckets for each power of two of microseconds. 0..3 us have one each; the
  * last power of two with buckets of its own is 2^31 us, more than that (71 minutes) goes to the
  * last bucket. A power of two of them, so that an index is bounded by a mask. */
 #define LATENCY_BUCKETS 128
 
-/* In-flight counts the HTTP/1 connections with at least one outstanding request and the open
- * streams of HTTP/2 connections; a request runs from its first byte in to its last byte out.
+/* One lane. In-flight counts the HTTP/1 connections with at least one outstanding request and the
+ * open streams of HTTP/2 connections; a request runs from its first byte in to its last byte out.
  * The integral of in-flight over time, up to any t at which nothing changed since, is
  * wsum + in_flight * t: two additions per event and no timer. */
 struct meter {
@@ -169,8 +184,9 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, MAX_PODS);
-	__type(key, __u64); /* netns cookie */
+	__uint(map_flags, BPF_F_NO_PREALLOC); /* only lanes that there are CPUs for exist */
+	__uint(max_entries, MAX_METERS);
+	__type(key, struct meter_key);
 	__type(value, struct meter);
 } meters SEC(".maps");
 
@@ -189,6 +205,17 @@ struct {
 	__type(key, int);
 	__type(value, struct streams);
 } open_streams SEC(".maps");
+
+/* This CPU's lane. */
+static __always_inline struct meter *pod_meter(__u64 netns)
+{
+	struct meter_key key = {
+	    .netns = netns,
+	    .lane = bpf_get_smp_processor_id() & (LANES - 1),
+	};
+
+	return bpf_map_lookup_elem(&meters, &key);
+}
 
 static __always_inline void count(__u64 *counter)
 {

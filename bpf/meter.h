@@ -18,7 +18,7 @@ enum { GIVE_UP_OVER_BUDGET, GIVE_UP_MALFORMED, GIVE_UP_FRAMING_LOST };
 
 static __always_inline struct meter *meter_of(const struct connection *c)
 {
-	struct meter *meter = bpf_map_lookup_elem(&meters, &c->netns);
+	struct meter *meter = pod_meter(c->netns);
 
 	return meter && meter->epoch == c->epoch ? meter : NULL;
 }
@@ -49,7 +49,8 @@ static __always_inline __u32 log2_of(__u32 v)
 /* 0 1 2 3 | 4 5 6 7 | 8-9 10-11 12-13 14-15 | 16-19 ... us */
 static __always_inline __u32 latency_bucket(__u64 ns)
 {
-	__u64 us = ns / 1000;
+	/* a division costs ten times a multiplication; exact for all that fits 32 bits */
+	__u64 us = ns >> 32 ? ns / 1000 : ns * 274877907 >> 38;
 	__u32 bucket = us, log;
 
 	if (us >> 32) {

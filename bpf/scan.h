@@ -34,20 +34,32 @@ static __always_inline __u32 find_lf(const __u8 *p)
 	return LOOK;
 }
 
-/* The same for the next LF behind which a line begins that matters: a blank one, or a name that
- * begins with c or t. Whole lines of no interest cost nothing but their length. */
-static __always_inline __u32 find_line(const __u8 *p)
+/* Eight bytes as a little-endian word, letters in lower case. */
+#define WORD(p)	   (*(const __u64 *)(p) | BYTES(0x20))
+#define W_CONTENT  0x2d746e65746e6f63ULL /* content- */
+#define W_TRANSFER 0x726566736e617274ULL /* transfer */
+
+/* Does a line matter that begins here: a blank one, or a name of interest? */
+static __always_inline int matters(const __u8 *p)
+{
+	return p[0] == '\r' || p[0] == '\n' || WORD(p) == W_CONTENT || WORD(p) == W_TRANSFER;
+}
+
+/* The same for the next LF behind which a line begins that matters or that is cut before it can
+ * be told. Whole lines of no interest cost nothing but their length; of two that end within the
+ * same eight bytes the second is left to the caller. */
+static __always_inline __u32 find_line(const __u8 *p, __u32 seen)
 {
 #pragma unroll
 	for (int i = 0; i < LOOK / 8; i++) {
 		__u64 lf = zero_bytes(*(const __u64 *)(p + 8 * i) ^ BYTES('\n'));
 
 		if (lf) {
-			__u64 next = *(const __u64 *)(p + 8 * i + 1);
-			__u64 lower = next | BYTES(0x20);
+			__u32 at = 8 * i + lowest(lf);
 
-			lf &= zero_bytes(next ^ BYTES('\r')) | zero_bytes(next ^ BYTES('\n')) |
-			      zero_bytes(lower ^ BYTES('c')) | zero_bytes(lower ^ BYTES('t'));
+			if (at + 9 > seen || matters(p + (at & (LOOK - 1)) + 1))
+				return at;
+			lf &= lf - 1;
 			if (lf)
 				return 8 * i + lowest(lf);
 		}
@@ -58,7 +70,7 @@ static __always_inline __u32 find_line(const __u8 *p)
 /* Skip to the next line that may matter: 1 when the cursor will stand at its first byte. */
 static __always_inline int skip_lines(const __u8 *p, __u32 seen, __u32 *used)
 {
-	__u32 at = find_line(p);
+	__u32 at = find_line(p, seen);
 
 	if (at + 1 < seen && at < LOOK) {
 		*used = at + 1;

@@ -31,7 +31,7 @@ static __always_inline struct pod *steered_pod(const struct address *local, __u3
 
 static __always_inline void steering_ended(__u64 netns, int found)
 {
-	struct meter *meter = bpf_map_lookup_elem(&meters, &netns);
+	struct meter *meter = pod_meter(netns);
 
 	if (meter)
 		count(found ? &meter->steered : &meter->missed);
@@ -107,7 +107,7 @@ static __always_inline void listener_opened(struct bpf_sock_ops *ctx)
 	pod = bpf_map_lookup_elem(&pods, &key.netns);
 	if (!pod || ctx->local_port != pod->user_port)
 		return;
-	meter = bpf_map_lookup_elem(&meters, &key.netns);
+	meter = pod_meter(key.netns);
 	if (!meter)
 		return;
 	key.port = ctx->local_port;

@@ -63,7 +63,7 @@ static __always_inline long step(struct step *x, const int out)
 	}
 	s->at += used;
 	after_step(c, s, out);
-	return used == STOP;
+	return used == STOP || s->at >= s->end;
 }
 
 static long step_in(__u32 i, struct step *x)
@@ -120,7 +120,7 @@ static __always_inline long step2(struct step *x, const int out)
 		return 1;
 	s->at += used;
 	hop_frame(c, x->open, s, out);
-	return 0;
+	return s->at >= s->end;
 }
 
 static long step2_in(__u32 i, struct step *x)

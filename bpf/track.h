@@ -73,7 +73,7 @@ static __always_inline void connection_opened(struct bpf_sock_ops *ctx)
 
 	if (!pod || ctx->local_port != pod->direct_port || !sk)
 		return;
-	meter = bpf_map_lookup_elem(&meters, &netns);
+	meter = pod_meter(netns);
 	if (!meter)
 		return;
 	c = bpf_sk_storage_get(&connections, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
@@ -230,11 +230,14 @@ SEC("cgroup_skb/ingress")
 int follow_in(struct __sk_buff *skb)
 {
 	struct bpf_sock *sk = skb->sk;
-	struct connection *c = followed(sk);
+	struct connection *c;
 	struct segment seg;
 	int tries = 0;
 
-	if (!sk || !c || c->mode > HTTP2 || !read_segment(skb, &seg) || !seg.length)
+	if (!read_segment(skb, &seg) || !seg.length)
+		return 1; /* a pure ACK */
+	c = followed(sk);
+	if (!sk || !c || c->mode > HTTP2)
 		return 1;
 	while (__sync_lock_test_and_set(&c->in.busy, 1))
 		if (++tries == LOCK_TRIES)
@@ -279,10 +282,13 @@ SEC("cgroup_skb/egress")
 int follow_out(struct __sk_buff *skb)
 {
 	struct bpf_sock *sk = skb->sk;
-	struct connection *c = followed(sk);
+	struct connection *c;
 	struct segment seg;
 
-	if (!sk || !c || !read_segment(skb, &seg))
+	if (!read_segment(skb, &seg) || !(seg.length || seg.fin))
+		return 1;
+	c = followed(sk);
+	if (!sk || !c)
 		return 1;
 	if (seg.length && c->mode <= HTTP2)
 		send(skb, sk, c, &seg);

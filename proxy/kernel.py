@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from weir.bpf import OBJECT
 from weir.bpf.btf import Btf, BtfError
@@ -33,6 +33,8 @@ __all__ = ["AttachedPod", "Kernel", "KernelUnavailable", "PodCounters", "PodTarg
 Steering = Literal["sk_lookup", "tc", "none"]
 
 MINIMUM_KERNEL = (5, 17)  # bpf_loop
+# in this order: before the program that opens connections, those that follow them
+_CGROUP_PROGRAMS = ("follow_in", "follow_out", "peer_is_local4", "peer_is_local6", "socket_event")
 _CAP_NET_ADMIN, _CAP_SYS_ADMIN = 12, 21
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
@@ -63,6 +65,7 @@ class Kernel:
         self.pods, self.addresses = typed("pods"), typed("addresses")
         self.listeners, self.meters = typed("listeners"), typed("meters")
         self.slots = btf.enum("listener_slot")["LISTENER_SLOTS"]
+        self.lanes = min(btf.enum("meter_lane")["LANES"], _possible_cpus())
         self._attached: dict[int, AttachedPod] = {}
         self._closed = False
 
@@ -142,7 +145,7 @@ class AttachedPod:
     def __init__(self, kernel: Kernel, target: PodTarget, cookie: int) -> None:
         self.target, self.cookie = target, cookie
         self._kernel = kernel
-        self._links: list[Link] = []
+        self.links: dict[str, Link] = {}
         self._tc: Link | None = None
         self._mptcp_found = False
         self._last: PodCounters | None = None
@@ -189,7 +192,7 @@ class AttachedPod:
         """A consistent snapshot; after detach() the last one before it."""
         if self._detached and self._last is not None:
             return self._last
-        meter = self._kernel.meters.get(self.cookie, locked=True)
+        meter = self._meter()
         if meter is None:
             raise RuntimeError(f"pod {self.target.name} is not attached")
         at = time.monotonic_ns()
@@ -197,7 +200,7 @@ class AttachedPod:
             started=meter["started"],
             finished=meter["finished"],
             aborted=meter["aborted"],
-            in_flight=meter["in_flight"],
+            in_flight=max(meter["in_flight"], 0),
             integral_ns=(meter["wsum"] + meter["in_flight"] * at) % (1 << 64),
             at_ns=at,
             connections=meter["connections"],
@@ -221,34 +224,35 @@ class AttachedPod:
         if self._detached:
             return
         kernel = self._kernel
-        if kernel.meters.get(self.cookie) is not None:
+        if self._meter() is not None:
             self._last = self.counters()
         self._detached = True
         self._detach_tc()
-        while self._links:
-            self._links.pop().close()
+        while self.links:
+            self.links.popitem()[1].close()
         for key, _ in tuple(self._entries()):
             kernel.listeners.delete(key)
         for address in self._addresses():
             if kernel.addresses.get(address) == self.cookie:
                 kernel.addresses.delete(address)
         kernel.pods.delete(self.cookie)
-        kernel.meters.delete(self.cookie)
+        for lane in self._lanes():
+            kernel.meters.delete(lane)
         kernel._forget(self.cookie)
 
     def _attach(self) -> None:
         kernel, target = self._kernel, self.target
-        kernel.meters.put(self.cookie, {"epoch": time.monotonic_ns()})
+        epoch = time.monotonic_ns()
+        for lane in self._lanes():
+            kernel.meters.put(lane, {"epoch": epoch})
         self._configure(enabled=False)
         for address in self._addresses():
             if not kernel.addresses.add(address, self.cookie):
                 kernel._make_way(target, kernel.addresses.get(address))
                 kernel.addresses.put(address, self.cookie)
-        # before the programs that open connections, those that follow them
-        for program in ("follow_in", "follow_out", "peer_is_local4", "peer_is_local6"):
-            self._links.append(kernel.object.attach_cgroup(program, target.cgroup))
-        self._links.append(kernel.object.attach_cgroup("socket_event", target.cgroup))
-        self._links.append(kernel.object.attach_netns("steer", target.netns))
+        for program in _CGROUP_PROGRAMS:
+            self.links[program] = kernel.object.attach_cgroup(program, target.cgroup)
+        self.links["steer"] = kernel.object.attach_netns("steer", target.netns)
 
     def _configure(self, enabled: bool) -> None:
         if self._detached:
@@ -268,6 +272,29 @@ class AttachedPod:
             raw = parsed.packed if parsed.version == 6 else b"\0" * 10 + b"\xff" * 2 + parsed.packed
             words = tuple(int.from_bytes(raw[i : i + 4], "little") for i in range(0, 16, 4))
             yield {"word": words}
+
+    def _lanes(self) -> Iterator[dict[str, int]]:
+        for lane in range(self._kernel.lanes):
+            yield {"netns": self.cookie, "lane": lane}
+
+    def _meter(self) -> dict[str, Any] | None:
+        """The sums over the lanes, each read under its lock. Of a request that begins on one lane
+        and ends on another between the two reads only the end may be seen: `in_flight` can be
+        negative, and with it the integral is off by no more than those microseconds."""
+        lanes: list[dict[str, Any]] = []
+        for key in self._lanes():
+            lane = self._kernel.meters.get(key, locked=True)
+            if lane is None:
+                return None
+            lanes.append(lane)
+        total: dict[str, Any] = {
+            name: sum(lane[name] for lane in lanes) % (1 << 64)
+            for name in lanes[0]
+            if name not in ("lock", "epoch", "latency")
+        }
+        total["in_flight"] = (total["in_flight"] + (1 << 31)) % (1 << 32) - (1 << 31)
+        total["latency"] = tuple(map(sum, zip(*(lane["latency"] for lane in lanes), strict=True)))
+        return total
 
     def _key(self, family: int, slot: int) -> dict[str, int]:
         return {
@@ -296,7 +323,7 @@ class AttachedPod:
         """MPTCP listeners can't be held in a map: there was one, and something listens now."""
         refused = self._mptcp_found
         if not refused:
-            meter = self._kernel.meters.get(self.cookie)
+            meter = self._meter()
             refused = meter is not None and meter["refused"] > 0
         return refused and bool(listeners.inodes(self.target.netns, self.target.user_port))
 
@@ -327,6 +354,12 @@ class AttachedPod:
 def kernel_version() -> tuple[int, ...]:
     """Major and minor number of the running kernel."""
     return tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
+
+
+def _possible_cpus() -> int:
+    """How many CPU numbers there may ever be here."""
+    ranges = Path("/sys/devices/system/cpu/possible").read_text().strip()
+    return int(ranges.replace(",", "-").split("-")[-1]) + 1
 
 
 def _check_machine() -> None:

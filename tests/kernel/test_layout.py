@@ -111,13 +111,14 @@ def test_a_map_gives_back_what_was_put(kernel: Kernel) -> None:
 
 @needs_kernel
 def test_a_locked_read_leaves_the_lock_out(kernel: Kernel) -> None:
-    kernel.meters.put(5, {"epoch": 9, "wsum": -3})
+    key = {"netns": 5, "lane": 1}
+    kernel.meters.put(key, {"epoch": 9, "wsum": -3})
     try:
-        meter = kernel.meters.get(5, locked=True)
+        meter = kernel.meters.get(key, locked=True)
         assert meter is not None
         assert (meter["epoch"], meter["wsum"]) == (9, -3)
     finally:
-        kernel.meters.delete(5)
+        kernel.meters.delete(key)
 
 
 def test_latency_buckets_are_four_per_power_of_two_without_gaps() -> None:
