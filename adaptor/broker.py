@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
-from mqtt5 import PublishPacket
+from mqtt5 import PublishPacket, QoS
 
 from weir.adaptor.acks import AckLine
 from weir.adaptor.acks import Ticket as AckTicket
@@ -30,6 +30,19 @@ Receiver = Callable[[PublishPacket, Ticket | None], None]
 """Takes a message; the ticket is None for QoS 0. Must not block and must not raise."""
 
 log = logging.getLogger("weir.adaptor")
+
+
+class AckJournal(Protocol):
+    """Is told what the broker will and won't send again; see journal.py."""
+
+    def acknowledged(self, packet_ids: Sequence[int]) -> None: ...
+
+    def released(self, packet_id: int, done: Callable[[], None]) -> None: ...
+
+    def disconnected(self) -> None: ...
+
+    def session_lost(self) -> None: ...
+
 
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.25, 30.0
 STEADY = 10.0
@@ -93,6 +106,9 @@ class Session(abc.ABC):
         self._flush_planned = False
         self._closing = asyncio.Event()
         self._clean = settings.clean_start
+        self.journal: AckJournal | None = None
+        self._exactly_once: set[int] = set()
+        """Packet ids that came at QoS 2: they want PUBREC, and PUBCOMP in the end."""
         self.ever_connected = False
         self.connected = False
         self.since = time.time()
@@ -137,7 +153,8 @@ class Session(abc.ABC):
 
     @abc.abstractmethod
     def _write_acks(self, packet_ids: Sequence[int]) -> None:
-        """Send PUBACKs on the current connection."""
+        """Send PUBACKs on the current connection, PUBRECs for what came at QoS 2; and tell the
+        journal, if there is one, as soon as the broker must have dealt with the PUBACKs."""
 
     @abc.abstractmethod
     def _resume_reading(self) -> None:
@@ -197,11 +214,22 @@ class Session(abc.ABC):
         if self.connected:
             self.connected, self.since = False, time.time()
         self._line.disconnected()
+        if self.journal is not None:
+            self.journal.disconnected()
+
+    def session_lost(self) -> None:
+        """The broker has nothing of it any more."""
+        self._line.session_lost()
+        self._exactly_once.clear()
+        if self.journal is not None:
+            self.journal.session_lost()
 
     def _arrived(self, message: PublishPacket) -> None:
         if message.packet_id is None:
             self._receive(message, None)
             return
+        if message.qos is QoS.EXACTLY_ONCE:
+            self._exactly_once.add(message.packet_id)
         ticket, new = self._line.arrive(message.packet_id, message)
         if new:
             self._receive(message, ticket)

@@ -26,6 +26,7 @@ from weir.adaptor.quarantine_commands import default_quarantine as default_quara
 from weir.adaptor.retry import parse_duration
 from weir.adaptor.routes import load
 from weir.adaptor.service import AdaptorConfig, serve
+from weir.adaptor.spool import SpoolError
 from weir.proxy.wire.status import read_status
 
 
@@ -52,6 +53,15 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--receive-maximum", type=_window, default=256, help="unacknowledged messages per sink"
     )
     adaptor.add_argument("--quarantine", type=Path, default=default_quarantine())
+    adaptor.add_argument(
+        "--spool", type=Path, help="of routes that want one (default: spool.db by the quarantine)"
+    )
+    adaptor.add_argument(
+        "--spool-sync",
+        choices=("commit", "checkpoint"),
+        default="commit",
+        help="what is in it survives a power cut (commit, the default), or the end of the process",
+    )
     adaptor.add_argument("--status", type=Path, help="Unix socket that tells the state as JSON")
     adaptor.add_argument(
         "--http", type=_where, metavar="[HOST:]PORT", help="serve /metrics, /healthz and /readyz"
@@ -151,6 +161,8 @@ def run_adaptor(args: argparse.Namespace) -> int:
             protocol=args.mqtt_version,
             receive_maximum=args.receive_maximum,
             function_url=args.function_url,
+            spool=args.spool,
+            spool_sync=args.spool_sync,
             status=args.status,
             http=args.http,
             listen=args.listen,
@@ -162,7 +174,7 @@ def run_adaptor(args: argparse.Namespace) -> int:
             end_unused_sessions=args.end_unused_sessions,
         )
         uvloop.run(_until_signalled(config))
-    except (ValueError, QuarantineError, BrokerError, OSError) as error:
+    except (ValueError, QuarantineError, SpoolError, BrokerError, OSError) as error:
         return _complain("adaptor", error)
     return 0
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import enum
 import ssl
+from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import mqtt5
@@ -96,6 +98,10 @@ class Connection(asyncio.Protocol):
         self._keep_alive = float(session.settings.keep_alive)
         self._heard = self._said = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
+        self._pings: deque[list[int]] = deque()
+        """Of the PINGREQs without an answer: the packet ids that their answer proves."""
+        self._unproven: list[int] = []
+        self._proving = False
         self._wanted = 0
         self._reading = True
         self._held = False
@@ -191,7 +197,7 @@ class Connection(asyncio.Protocol):
         if isinstance(packet, mqtt5.ConnAckPacket):
             self.resumed = packet.session_present
             if not packet.session_present:
-                self._line.session_lost()
+                self._session.session_lost()
             if not self._connack.done():
                 self._connack.set_result(packet)
         elif isinstance(packet, mqtt5.SubAckPacket | mqtt5.UnsubAckPacket):
@@ -200,9 +206,11 @@ class Connection(asyncio.Protocol):
                 answer.set_result(max(each.value for each in packet.reason_codes))
         elif isinstance(packet, mqtt5.DisconnectPacket):
             self._end(f"ended the session: {explain(packet, self._broker)}")
-        elif isinstance(packet, mqtt5.PubAckPacket) and self._session.published(packet):
-            pass
-        elif not isinstance(packet, mqtt5.PingRespPacket):
+        elif isinstance(packet, mqtt5.PingRespPacket):
+            self._ponged()
+        elif isinstance(packet, mqtt5.PubRelPacket):
+            self._session.released(packet.packet_id)
+        elif not (isinstance(packet, mqtt5.PubAckPacket) and self._session.published(packet)):
             self._end(f"sent an unexpected {type(packet).__name__}")
 
     async def handshake(self) -> None:
@@ -274,8 +282,31 @@ class Connection(asyncio.Protocol):
             self._end(f"has been silent for {now - self._heard:.0f} s, pings included")
             return
         if now - min(self._said, self._heard) >= self._keep_alive / 2:
-            self.write(mqtt5.PingReqPacket().write())
+            self._ping([])
         self._timer = self._loop.call_later(self._keep_alive / 4, self._watch)
+
+    def _ping(self, proves: list[int]) -> None:
+        self._pings.append(proves)
+        self.write(mqtt5.PingReqPacket().write())
+
+    def _ponged(self) -> None:
+        proven = self._pings.popleft() if self._pings else []
+        if not proven:
+            return
+        if self._session.journal is not None:
+            self._session.journal.acknowledged(proven)
+        self._proving = False
+        if self._unproven:
+            self.prove([])
+
+    def prove(self, packet_ids: Sequence[int]) -> None:
+        """Tell the journal when the broker has dealt with the acknowledgements of these: it has
+        when it answers a PINGREQ that we sent after them. One such PINGREQ at a time."""
+        self._unproven += packet_ids
+        if not self._proving:
+            self._proving = True
+            proves, self._unproven = self._unproven, []
+            self._ping(proves)
 
     # --- the end ---
 

@@ -2,7 +2,7 @@
 
 A pipeline serves one sink and one session. The rule above all others: a message's ticket is settled
 only when the sink has answered 2xx for each of its events, or the route's policy has put the event
-somewhere safe (quarantine) or was told to drop it. Everything else ends in another attempt.
+somewhere safe (spool, quarantine) or was told to drop it. Everything else ends in another attempt.
 
     receive -> start -> answered -> delivered
                   ^         |-----> retry timer (backoff), back to the front
@@ -28,17 +28,26 @@ from weir.adaptor import replies
 from weir.adaptor.broker import Ticket
 from weir.adaptor.deadletter import Caller
 from weir.adaptor.events import Event, MalformedEvent
+from weir.adaptor.journal import Journal
 from weir.adaptor.lastresort import Keeper, LastResort
 from weir.adaptor.lines import Lines
 from weir.adaptor.mapping import minted_ids, publisher_id
+from weir.adaptor.order import Order
 from weir.adaptor.outgoing import Failure, Flow, Outgoing, refusal, silence, subscribed
 from weir.adaptor.quarantine import LONGEST_ANSWER
 from weir.adaptor.retry import BREAK_AFTER, Verdict
+from weir.adaptor.spool import Entry
+from weir.adaptor.templates import Content
 from weir.adaptor.topics import TopicTable
 from weir.adaptor.tracecontext import passed_on
 from weir.proxy.wire.client import Response
 
 log = logging.getLogger("weir.adaptor")
+
+SWEEP = 1.0
+"""Seconds between two looks for events that are too old for the spool."""
+
+TOO_OLD = Failure(Verdict.REJECTED, "it has lain in the spool for longer than the route allows")
 
 
 class Pipeline:
@@ -61,18 +70,21 @@ class Pipeline:
         self.sink = sink
         self._misses = 0
         self._request_line, self._caller = request_line, caller
+        self._all_flows = tuple(flows)
         self._flows = TopicTable((flow.route.filter, flow) for flow in flows)
         self._with_extras = tuple(flow for flow in flows if flow.batcher or flow.replies)
         self._lines = Lines(flows, self._pump)
         self._last_resort = LastResort(sink, url or sink, keeper, flows, self._gone)
         self._limit = limit
         self._mint = minted_ids()
+        self.journal: Journal | None = None
         self.settle: Callable[[Ticket], None] = lambda _: None
         self._in_flight = 0
         self._held = 0
         self._taken = 0
         self._probes = 0
         self._probe: asyncio.TimerHandle | None = None
+        self._sweeping: asyncio.TimerHandle | None = None
         self._quiet: asyncio.Future[None] | None = None
         self._stopped = False
         self.blocked: str | None = None
@@ -99,6 +111,8 @@ class Pipeline:
                 return
             if ticket is not None:
                 ticket.open = len(flows)
+        if self.journal is not None and ticket is not None:
+            self.journal.arriving(message)
         event_id = publisher_id(message.user_properties) or self._mint()
         self._accept(flows[0], message, ticket, event_id)
         for flow in flows[1:]:
@@ -113,13 +127,29 @@ class Pipeline:
         if ticket is not None:
             self.settle(ticket)
 
+    def deliver(self, flow: Flow, message: PublishPacket, entry: Entry) -> None:
+        """A message that its feed has in the spool; `feed.gone` is called instead of `settle`."""
+        self._accept(flow, message, None, entry.event_id, entry)
+
     def _accept(
-        self, flow: Flow, message: PublishPacket, ticket: Ticket | None, event_id: str
+        self,
+        flow: Flow,
+        message: PublishPacket,
+        ticket: Ticket | None,
+        event_id: str,
+        entry: Entry | None = None,
     ) -> None:
-        now = time.time()
-        if ticket is not None:
-            ticket.received = now
-        flow.counters.received += 1
+        now, arrived = time.time(), time.monotonic()
+        if entry is not None:
+            arrived -= max(0.0, now - entry.at)
+            now = entry.at
+        elif flow.feed is not None:
+            flow.feed.take(message, ticket, event_id)
+            return
+        else:
+            if ticket is not None:
+                ticket.received = now
+            flow.counters.received += 1
         self._held += 1
         malformed = None
         try:
@@ -130,14 +160,18 @@ class Pipeline:
         if message.user_properties and flow.batcher is None:
             lines += self._context(message.user_properties)
         outgoing = Outgoing(
-            *(flow, message, ticket, event_id, now, time.monotonic()),
-            *(self._request_line + lines, body),
+            *(flow, message, ticket, event_id, now, arrived, self._request_line + lines, body),
+            entry=entry,
         )
         lifetime = message.message_expiry_interval
         if lifetime is not None:
             outgoing.expires = outgoing.arrived + lifetime
         if malformed is not None:
             self._give_up(outgoing, malformed)
+        elif entry is not None and self._too_old(outgoing):
+            self._give_up(outgoing, TOO_OLD)
+        elif flow.order is not None and not self._has_turn(outgoing, flow.order):
+            pass
         elif self._in_flight < self._limit and self.blocked is None and flow.gate is None:
             self._start(outgoing)
         elif flow.gate is not None:
@@ -145,6 +179,27 @@ class Pipeline:
             self._pump()
         else:
             self._wait(outgoing)
+
+    def _has_turn(self, outgoing: Outgoing, order: Order[Outgoing]) -> bool:
+        """Whether no older event with the same key is under way; else it waits, or is let go."""
+        template, message = outgoing.flow.route.keeping.ordered, outgoing.message
+        assert template is not None
+        content = Content(message.user_properties, message.payload)
+        key = template.render(message.topic, "", content) or ""
+        if not order.is_free(key) and not self._lines.step_aside(outgoing):
+            self._overflowed(outgoing)
+            return False
+        outgoing.key = key
+        return order.enter(key, outgoing)
+
+    def _next_in_order(self, outgoing: Outgoing) -> None:
+        order, key = outgoing.flow.order, outgoing.key
+        assert order is not None and key is not None
+        following = order.leave(key)
+        if following is not None:
+            self._lines.step_back(following)
+            self._wait(following, first=True)
+            self._loop.call_soon(self._pump)
 
     def _context(self, user_properties: list[tuple[str, str]]) -> bytes:
         return passed_on(user_properties)
@@ -261,6 +316,10 @@ class Pipeline:
         self._held -= 1
         if outgoing.ticket is not None:
             self.settle(outgoing.ticket)
+        elif outgoing.entry is not None and outgoing.flow.feed is not None:
+            outgoing.flow.feed.gone(outgoing.entry)
+        if outgoing.key is not None:
+            self._next_in_order(outgoing)
         if self._quiet is not None:
             self._check_quiet()
 
@@ -296,13 +355,13 @@ class Pipeline:
         wait = outgoing.flow.route.delivery.backoff(outgoing.attempts, failure.retry_after)
         outgoing.attempts += 1
         outgoing.flow.counters.retried += 1
-        if self._lines.leave_for_retry(outgoing):
+        if self._lines.step_aside(outgoing):
             self._loop.call_later(wait, self._again, outgoing)
         else:
             self._overflowed(outgoing)
 
     def _again(self, outgoing: Outgoing) -> None:
-        self._lines.back_from_retry(outgoing)
+        self._lines.step_back(outgoing)
         if self._stopped:
             return
         self._wait(outgoing, first=True)
@@ -316,6 +375,18 @@ class Pipeline:
         if self.blocked is not None and failure.status is not None:
             self._unblock()
         self._last_resort.take(outgoing, failure)
+
+    def _too_old(self, outgoing: Outgoing) -> bool:
+        flow = outgoing.flow
+        if flow.feed is None or flow.route.on_failure == "block":
+            return False
+        return time.time() - outgoing.received > flow.feed.spooling.age
+
+    def _sweep(self) -> None:
+        """However blocked the sink is, what is too old for the spool goes the way of onFailure."""
+        for outgoing in self._lines.pull(self._too_old):
+            self._give_up(outgoing, TOO_OLD)
+        self._sweeping = self._loop.call_later(SWEEP, self._sweep)
 
     # --- a sink that is down ---
 
@@ -354,12 +425,23 @@ class Pipeline:
             self._probe.cancel()
             self._probe = None
 
-    # --- the end ---
+    # --- beginning and end ---
+
+    def start(self) -> None:
+        """Deliver what lies in the spool from before."""
+        fed = [flow.feed for flow in self._all_flows if flow.feed is not None]
+        for feed in fed:
+            feed.start()
+        if fed:
+            self._sweep()
 
     async def drain(self, seconds: float) -> None:
         """Deliver what was received, for at most `seconds`; returns early when the sink is down.
         Call it when nothing more is received."""
         self._quiet = self._loop.create_future()
+        for flow in self._all_flows:
+            if flow.feed is not None:
+                flow.feed.stop()
         for flow in self._with_extras:
             if flow.batcher is not None:
                 flow.batcher.hurry()
@@ -374,8 +456,9 @@ class Pipeline:
     def stop(self) -> None:
         """No more attempts. What was not delivered stays unacknowledged."""
         self._stopped = True
-        if self._probe is not None:
-            self._probe.cancel()
+        for timer in (self._probe, self._sweeping):
+            if timer is not None:
+                timer.cancel()
         self._lines.stop()
         self._last_resort.stop()
         for flow in self._with_extras:
@@ -390,7 +473,10 @@ class Pipeline:
     def unsafe(self) -> str | None:
         """Why events that were given up can't be quarantined, or replies not published; their
         messages wait unacknowledged."""
-        waiting = (flow.replies.waiting for flow in self._with_extras if flow.replies is not None)
+        waiting = [
+            *(flow.replies.waiting for flow in self._with_extras if flow.replies is not None),
+            *(flow.feed.blocked for flow in self._all_flows if flow.feed is not None),
+        ]
         return self._last_resort.unsafe or next((why for why in waiting if why is not None), None)
 
     def snapshot(self) -> dict[str, object]:

@@ -1,8 +1,8 @@
 """Events that wait for their turn at one sink, and whose turn it is.
 
-Three kinds of lines: events with a ticket, which the session's window bounds; QoS 0 events, bounded
-here (the oldest goes, and its caller counts it); and one line per route that has a gate. Knows
-nothing of requests, answers and retries.
+Three kinds of lines: events with a ticket or in the spool, bounded by the session's window and what
+a feed gives; QoS 0 events, bounded here (the oldest goes, and its caller counts it); and one line
+per route that has a gate. Knows nothing of requests, answers and retries.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Lines:
         self.best_effort: deque[Outgoing] = deque()
         self.gated = tuple(flow for flow in flows if flow.gate is not None)
         self._elsewhere = 0
-        """QoS 0 events that wait for their retry or for their route's gate."""
+        """QoS 0 events that wait for their retry, their route's gate or their turn in its order."""
 
     def __len__(self) -> int:
         gated = sum(len(flow.line) for flow in self.gated)
@@ -42,7 +42,7 @@ class Lines:
         flow = outgoing.flow
         if flow.gate is not None:
             return self._put_at_gate(outgoing, first=first)
-        if outgoing.ticket is not None:
+        if outgoing.firm:
             self.waiting.appendleft(outgoing) if first else self.waiting.append(outgoing)
             return None
         oldest = None
@@ -54,7 +54,7 @@ class Lines:
 
     def _put_at_gate(self, outgoing: Outgoing, *, first: bool) -> Outgoing | None:
         line, oldest = outgoing.flow.line, None
-        if outgoing.ticket is None:
+        if not outgoing.firm:
             if self._is_full():
                 oldest = outgoing if first or not line else line.popleft()
             else:
@@ -66,16 +66,17 @@ class Lines:
     def _is_full(self) -> bool:
         return len(self.best_effort) + self._elsewhere >= BEST_EFFORT
 
-    def leave_for_retry(self, outgoing: Outgoing) -> bool:
-        """False: there is no room to wait for it, so the event has to go."""
-        if outgoing.ticket is None:
+    def step_aside(self, outgoing: Outgoing) -> bool:
+        """It waits for something else than its turn. False: for that there is no room, so the event
+        has to go."""
+        if not outgoing.firm:
             if self._is_full():
                 return False
             self._elsewhere += 1
         return True
 
-    def back_from_retry(self, outgoing: Outgoing) -> None:
-        if outgoing.ticket is None:
+    def step_back(self, outgoing: Outgoing) -> None:
+        if not outgoing.firm:
             self._elsewhere -= 1
 
     def take(self) -> Outgoing | None:
@@ -102,13 +103,23 @@ class Lines:
         flow = next((flow for flow in self.gated if flow.line), None)
         return None if flow is None else self._from_line(flow)
 
+    def pull(self, which: Callable[[Outgoing], bool]) -> list[Outgoing]:
+        """Take these out, of events in the spool."""
+        found: list[Outgoing] = []
+        for line in (self.waiting, *(flow.line for flow in self.gated)):
+            here = [each for each in line if each.entry is not None and which(each)]
+            for each in here:
+                line.remove(each)
+            found += here
+        return found
+
     def _opened(self, flow: Flow) -> None:
         flow.opens = None
         self._wake()
 
     def _from_line(self, flow: Flow) -> Outgoing:
         outgoing = flow.line.popleft()
-        if outgoing.ticket is None:
+        if not outgoing.firm:
             self._elsewhere -= 1
         return outgoing
 

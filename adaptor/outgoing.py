@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections import deque
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from mqtt5 import PublishPacket
 
@@ -18,10 +19,15 @@ from weir.adaptor.counters import RouteCounters
 from weir.adaptor.deadletter import DeadLetters
 from weir.adaptor.gate import Gate
 from weir.adaptor.mapping import Mapper
+from weir.adaptor.order import Order
 from weir.adaptor.replies import Replies
 from weir.adaptor.retry import Verdict, judge, judge_silence, retry_after
 from weir.adaptor.routes import Route
+from weir.adaptor.spool import Entry
 from weir.proxy.wire.client import Response, TransportError
+
+if TYPE_CHECKING:
+    from weir.adaptor.feed import Feed
 
 log = logging.getLogger("weir.adaptor")
 
@@ -30,7 +36,8 @@ log = logging.getLogger("weir.adaptor")
 class Flow:
     """A route at work. `number`: its filter's subscription identifier; `gate`: its concurrency and
     rate, with those who wait for it in `line`; `letters`: its dead letter sink; `batcher` and
-    `replies`: of a route that has batches or wants replies."""
+    `replies`: of a route that has batches or wants replies; `feed`: of one with a spool; `order`:
+    of one that has its events one by one."""
 
     route: Route
     mapper: Mapper
@@ -42,16 +49,21 @@ class Flow:
     gate: Gate | None = None
     line: deque[Outgoing] = field(default_factory=deque)
     opens: asyncio.TimerHandle | None = None
+    feed: Feed | None = None
+    order: Order[Outgoing] | None = None
 
     def __post_init__(self) -> None:
         if self.route.concurrency is not None or self.route.rate is not None:
             self.gate = Gate(self.route.concurrency, self.route.rate)
+        if self.route.keeping.ordered is not None:
+            self.order = Order()
 
 
 @dataclass(slots=True, eq=False)
 class Outgoing:
     """One event on its way. `attempts`: retries used up; `mark`: what the sink had taken when the
-    event was first tried, to see whether it took others since."""
+    event was first tried, to see whether it took others since; `entry`: where it is in the spool,
+    which is instead of a ticket; `key`: those with the same one go one by one."""
 
     flow: Flow
     message: PublishPacket
@@ -64,6 +76,13 @@ class Outgoing:
     expires: float | None = None  # by time.monotonic()
     mark: int = -1
     attempts: int = 0
+    entry: Entry | None = None
+    key: str | None = None
+
+    @property
+    def firm(self) -> bool:
+        """Whether it must not be let go for want of room."""
+        return self.ticket is not None or self.entry is not None
 
 
 @dataclass(frozen=True, slots=True)

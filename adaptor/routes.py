@@ -7,7 +7,7 @@
         broker: plant
         filter: plant/+/temperature        # wildcards and $share/GROUP/FILTER too
         sink: function                     # or a URL, or {uri: ..., caFile: ..., tokenFile: ...}
-        qos: 1                             # 0 or 1
+        qos: 1                             # 0 or 1; 2 with a spool
         retained: new                      # or always, or never
         type: io.example.temperature       # templates: see templates.py
         source: mqtt://plant/{level[1]}
@@ -21,6 +21,7 @@
         rate: 100                          # and per second
         onFailure: deadLetter              # or quarantine, block, drop
         deadLetterSink: http://host:port/  # like `sink`, or {topic: dead/{topic}}
+        spool: always                      # and ordered: see keeping.py
         mode: structured                   # and batch, reply, dialect: see sending.py
 
 Unknown keys are errors: a misspelt `onFailure` must not lose an event. Connects to nothing.
@@ -45,6 +46,8 @@ from weir.adaptor.endpoints import (
     parse_sink,
 )
 from weir.adaptor.events import REQUIRED, is_attribute_name, is_media_type
+from weir.adaptor.keeping import FIELDS as KEEPING_FIELDS
+from weir.adaptor.keeping import Keeping, parse_keeping
 from weir.adaptor.retry import Delivery, parse_duration
 from weir.adaptor.sending import FIELDS as SENDING_FIELDS
 from weir.adaptor.sending import Sending, parse_sending
@@ -75,12 +78,9 @@ _ROUTE_KEYS = (
         "time",
     ),
     *("extensions", "datacontenttype", "delivery", "concurrency", "rate"),
-    *("onFailure", "deadLetterSink", *SENDING_FIELDS),
+    *("onFailure", "deadLetterSink", *KEEPING_FIELDS, *SENDING_FIELDS),
 )
 _DELIVERY_KEYS = ("retry", "backoffPolicy", "backoffDelay", "timeout", "retryAfterMax")
-_LATER = {
-    "ordered": "order per topic is not supported yet; `concurrency: 1` keeps a route's order",
-}
 _OWN_FIELD = {
     **{name: f"set it by the route's field `{name}`" for name in ("id", "source", "type", "time")},
     **{name: f"set it by the route's field `{name}`" for name in ("subject", "datacontenttype")},
@@ -124,6 +124,7 @@ class Route:
     dead_letter: DeadLetterSink | None = None
     access: Access = field(default_factory=Access)
     sending: Sending = field(default_factory=Sending)
+    keeping: Keeping = field(default_factory=Keeping)
     broker: Broker | None = None
     """None: the one that the adaptor was started with."""
 
@@ -232,7 +233,7 @@ def _route(
         return None
     name = entry.get("name", entry.get("filter"))
     place = Place(document, path, f"route {index + 1}" + (f" ({name})" if name else ""), entry)
-    _check_route_keys(place)
+    place.check_keys(_ROUTE_KEYS)
     before = len(document.problems)
     topic_filter = place.parsed("filter", TopicFilter.parse)
     levels = 1_000 if topic_filter is None else topic_filter.fewest_levels  # one complaint suffices
@@ -265,24 +266,18 @@ def _route(
         "on_failure": _on_failure(place, dead_letter),
         "dead_letter": dead_letter,
         "sending": parse_sending(place, topic_filter),
+        "keeping": parse_keeping(place, levels),
     }
     if topic_filter is None or len(document.problems) > before:
         return None
     return Route(filter=topic_filter, **values)  # type: ignore[arg-type]
 
 
-def _check_route_keys(place: Place, known: tuple[str, ...] = _ROUTE_KEYS) -> None:
-    for key in place.values:
-        if key in _LATER:
-            place.wrong(key, f"{_LATER[key]}; remove it")
-    place.check_keys((*known, *(key for key in _LATER if key in place.values)))
-
-
 def _qos(place: Place) -> int:
-    if place.values.get("qos") == 2:
-        place.wrong("qos", "2 is not offered: delivery over HTTP is at least once; use 1")
+    if place.values.get("qos") == 2 and "spool" not in place.values:
+        place.wrong("qos", "2 needs `spool: always`, or a message could be lost; or use 1")
         return 1
-    return place.integer("qos", 1, 0, 1)
+    return place.integer("qos", 1, 0, 2)
 
 
 def _concurrency(place: Place) -> int | None:
@@ -331,7 +326,7 @@ def _delivery(place: Place) -> Delivery:
     inner = place.inner("delivery", ", ".join(_DELIVERY_KEYS))
     if inner is None:
         return Delivery()
-    _check_route_keys(inner, _DELIVERY_KEYS)
+    inner.check_keys(_DELIVERY_KEYS)
     policy = inner.one_of("backoffPolicy", ("linear", "exponential"), "exponential")
     timeout = inner.parsed("timeout", parse_duration, "PT30S")
     if timeout is not None and timeout <= 0:

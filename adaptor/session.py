@@ -1,8 +1,9 @@
 """An MQTT 5 session: subscriptions and acknowledgements over one connection after another.
 
-Subscribes at QoS 1 at most, so that a QoS 2 publish arrives at QoS 1. The window is MQTT's own
-Receive Maximum: the broker never has more unacknowledged messages out than that. How packets go
-over a connection is connection5's business.
+Subscribes at QoS 1, so that a QoS 2 publish arrives at QoS 1, but where a spool keeps messages:
+there PUBREC goes out when the message is safe, and PUBCOMP when the journal has forgotten its
+packet id. The window is MQTT's own Receive Maximum: the broker never has more unacknowledged
+messages out than that. How packets go over a connection is connection5's business.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import mqtt5
 from weir.adaptor.broker import Session
 from weir.adaptor.connection5 import Connection, in_words
 
-_QOS = (mqtt5.QoS.AT_MOST_ONCE, mqtt5.QoS.AT_LEAST_ONCE)
+_QOS = (mqtt5.QoS.AT_MOST_ONCE, mqtt5.QoS.AT_LEAST_ONCE, mqtt5.QoS.EXACTLY_ONCE)
 
 _RETAINED = {
     "new": mqtt5.RetainHandling.SEND_IF_SUBSCRIPTION_NOT_EXISTS,
@@ -96,15 +97,36 @@ class Session5(Session):
             self._remembered.holding(wanted_filters)
         return refused
 
+    def released(self, packet_id: int) -> None:
+        """PUBREL: the broker has our PUBREC, and the packet id is free once it has PUBCOMP."""
+        self._exactly_once.discard(packet_id)
+        connection = self._connection
+        assert connection is not None
+        complete = mqtt5.PubCompPacket(packet_id).write()
+        if self.journal is None:
+            connection.write(complete)
+        else:
+            self.journal.released(packet_id, lambda: connection.write(complete))
+
     def published(self, packet: mqtt5.PubAckPacket) -> bool:
         """Whether we published that; a session that only receives never did."""
         return False
 
     def _write_acks(self, packet_ids: Sequence[int]) -> None:
-        if self._connection is not None:
-            self._connection.write(
-                b"".join([mqtt5.PubAckPacket(each).write() for each in packet_ids])
-            )
+        connection = self._connection
+        if connection is None:
+            return
+        if self._exactly_once:
+            connection.write(b"".join([self._ack(each) for each in packet_ids]))
+        else:
+            connection.write(b"".join([mqtt5.PubAckPacket(each).write() for each in packet_ids]))
+        if self.journal is not None:
+            connection.prove(packet_ids)
+
+    def _ack(self, packet_id: int) -> bytes:
+        if packet_id not in self._exactly_once:
+            return mqtt5.PubAckPacket(packet_id).write()
+        return mqtt5.PubRecPacket(packet_id).write()
 
     def _resume_reading(self) -> None:
         if self._connection is not None:

@@ -113,7 +113,7 @@ class Session311(Session):
             self._client, self._paused = client, False  # messages may follow before we get a turn
             self._resumed = flags.session_present
             if not flags.session_present:
-                self._line.session_lost()
+                self.session_lost()
                 self._remembered.forget()
             if inner is not None:
                 inner(client, userdata, flags, *more)
@@ -152,13 +152,13 @@ class Session311(Session):
     async def _ask_for(
         self, client: aiomqtt.Client, wanted: Sequence[Subscription]
     ) -> dict[str, str]:
-        codes = await client.subscribe([(each.filter, each.qos) for each in wanted])
+        codes = await client.subscribe([(each.filter, _asked(each)) for each in wanted])
         refused = {}
         for each, code in zip(wanted, codes, strict=True):
             value = code if isinstance(code, int) else int(getattr(code, "value", 0x80))
             if value >= 0x80:
                 refused[each.filter] = "refused; check the broker's ACL"
-            elif value < each.qos:
+            elif value < _asked(each):
                 refused[each.filter] = f"granted QoS {value} only, so messages can be lost"
         return refused
 
@@ -201,6 +201,8 @@ class Session311(Session):
             return
         for packet_id in packet_ids:
             client.ack(packet_id, 1)
+        if self.journal is not None:  # paho tells nobody of its PINGRESPs, so this must do
+            self.journal.acknowledged(packet_ids)
 
     def _resume_reading(self) -> None:
         client = self._client
@@ -234,6 +236,11 @@ async def _lost(client: aiomqtt.Client) -> None:
     """Raises MqttError when the connection ends; no message ever reaches the iterator."""
     async for _ in client.messages:
         pass
+
+
+def _asked(subscription: Subscription) -> int:
+    """Never 2: paho sends PUBREC before anyone could have put the message somewhere safe."""
+    return min(subscription.qos, 1)
 
 
 def _socket(client: paho.Client) -> int:
