@@ -99,22 +99,73 @@ def _check_level(text: str, level: str, *, last: bool) -> None:
         )
 
 
+class _Node:
+    """What filters have in common up to one of their levels. `ends`, `rest`: numbers of those that
+    end here, and of those whose `#` begins here."""
+
+    __slots__ = ("any", "ends", "levels", "rest")
+
+    def __init__(self) -> None:
+        self.levels: dict[str, _Node] = {}
+        self.any: _Node | None = None
+        self.ends: list[int] = []
+        self.rest: list[int] = []
+
+    def below(self, level: str) -> _Node:
+        if level != "+":
+            return self.levels.setdefault(level, _Node())
+        if self.any is None:
+            self.any = _Node()
+        return self.any
+
+
 class TopicTable(Generic[T]):
     """Which values are registered under filters that match a topic, in order of registration."""
 
     def __init__(self, entries: Iterable[tuple[TopicFilter, T]]) -> None:
-        self._entries = tuple(entries)
+        self._values: list[T] = []
+        self._root = _Node()
+        for pattern, value in entries:
+            self._register(pattern.levels, len(self._values))
+            self._values.append(value)
         self._known: dict[str, tuple[T, ...]] = {}
 
     def matching(self, topic: str) -> tuple[T, ...]:
         known = self._known.get(topic)
         return self._look_up(topic) if known is None else known
 
+    def _register(self, levels: tuple[str, ...], number: int) -> None:
+        node, hash_ends_it = self._root, levels[-1] == "#"
+        for level in levels[:-1] if hash_ends_it else levels:
+            node = node.below(level)
+        (node.rest if hash_ends_it else node.ends).append(number)
+
     def _look_up(self, topic: str) -> tuple[T, ...]:
-        names = topic.split("/")
-        found = tuple(value for pattern, value in self._entries if pattern._matches(names))
+        found = tuple(self._values[number] for number in self._numbers(topic.split("/")))
         if len(topic) <= LONGEST_REMEMBERED:
             if len(self._known) >= REMEMBERED:
                 self._known.clear()
             self._known[topic] = found
         return found
+
+    def _numbers(self, names: list[str]) -> list[int]:
+        """Every node of the tree is looked at once at most, whatever the topic."""
+        found: list[int] = []
+        at = [self._root]
+        for position, name in enumerate(names):
+            hidden = position == 0 and name.startswith("$")  # 4.7.2: from a leading wildcard
+            below = []
+            for node in at:
+                if not hidden:
+                    found += node.rest
+                    if node.any is not None:
+                        below.append(node.any)
+                if (named := node.levels.get(name)) is not None:
+                    below.append(named)
+            if not below:
+                return sorted(found)
+            at = below
+        for node in at:
+            found += node.rest
+            found += node.ends
+        return sorted(found)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weir.adaptor.topics import REMEMBERED, FilterError, TopicFilter, TopicTable
+from weir.adaptor.topics import LONGEST, REMEMBERED, FilterError, TopicFilter, TopicTable
 
 MATCHES = [
     ("a/b", "a/b", True),
@@ -131,3 +131,22 @@ def test_a_table_does_not_remember_topics_of_64_kib() -> None:
     long = "a/" + "x" * 60_000
     assert table.matching(long) == table.matching(long) == (1,)
     assert not table._known
+
+
+def test_the_deepest_topics_and_filters_are_matched_like_any() -> None:
+    deep = "/" * (LONGEST - 1)
+    levels = deep.count("/") + 1
+    texts = ["#", "/".join(["+"] * 20_000 + ["#"]), "/".join(["+"] * 20_000), "//+/#", "a/#"]
+    parsed = [TopicFilter.parse(each) for each in texts]
+    table = TopicTable((each, number) for number, each in enumerate(parsed))
+    assert levels > 20_000
+    assert table.matching(deep) == (0, 1, 3)
+    assert table.matching("/".join("x" * 20_000)) == (0, 1, 2)
+
+
+def test_wildcards_in_a_topic_are_ordinary_characters() -> None:
+    """No broker may send such topics; one that does must not reach every route by it."""
+    texts = ["a/b", "a/+", "a/#", "#"]
+    table = TopicTable((TopicFilter.parse(each), each) for each in texts)
+    assert table.matching("a/#") == table.matching("a/+") == ("a/+", "a/#", "#")
+    assert table.matching("+/b") == ("#",)
