@@ -132,7 +132,7 @@ class Relay:
     def _speak_http2(self, transport: asyncio.Transport, data: bytes) -> None:
         """A client began with HTTP/2's preface: a connection of many requests takes over."""
         client = self._http2_client()
-        transport.set_protocol(client)
+        transport.set_protocol(as_protocol(client))
         client.start(transport, data)
 
     def _switched(self, client: ServerConnection, head: RequestHead, piece: bytes) -> bool:

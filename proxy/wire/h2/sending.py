@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from weir.proxy.wire.h2 import frames
 from weir.proxy.wire.h2.frames import FRAME_BYTES
@@ -45,10 +45,13 @@ def join(waiting: Joinable, piece: bytes, ended: bool) -> bool:
 class _Ahead:
     """What is left of _ALL_AHEAD_BYTES."""
 
-    left = _ALL_AHEAD_BYTES
+    left: ClassVar[int] = _ALL_AHEAD_BYTES
 
 
-class Stream:
+E = TypeVar("E", bound="Sender[Any]", covariant=True)
+
+
+class StreamBase(Generic[E]):
     """One stream on one connection. `id` 0: it has no number yet."""
 
     __slots__ = (
@@ -63,9 +66,9 @@ class Stream:
         "window",
     )
 
-    connection: Sender[Any]
+    connection: E
 
-    def __init__(self, connection: Sender[Any], number: int, window: int) -> None:
+    def __init__(self, connection: E, number: int, window: int) -> None:
         self.connection = connection
         self.id = number
         self.window = window
@@ -100,13 +103,15 @@ class Stream:
         raise NotImplementedError
 
 
+Stream = StreamBase["Sender[Any]"]
+"""One of either side."""
 S = TypeVar("S", bound=Stream)
 Joinable = (
     Any  # a list or deque of pieces: bytes, whether they are the last, and what belongs to it
 )
 
 
-class Sender(asyncio.Protocol, Generic[S]):
+class Sender(Generic[S]):
     """`streams` are those with a number, by it."""
 
     __slots__ = (

@@ -18,7 +18,7 @@ from weir.proxy.wire.h2 import frames
 from weir.proxy.wire.h2.endpoint import Endpoint, Fault
 from weir.proxy.wire.h2.head import MalformedBlock, StreamHead, trailers
 from weir.proxy.wire.h2.hpack import Block, encode
-from weir.proxy.wire.h2.sending import STREAM_WINDOW, Stream
+from weir.proxy.wire.h2.sending import STREAM_WINDOW, StreamBase
 from weir.proxy.wire.head import RequestHead
 from weir.proxy.wire.server import LINGER_SECONDS
 
@@ -49,12 +49,10 @@ Service = Callable[["ClientStream", StreamHead, bool], None]
 """Takes a request: its head, and whether it has no body."""
 
 
-class ClientStream(Stream):
+class ClientStream(StreamBase["ClientConnection"]):
     """One request. `exchange` is told when the client leaves, `proxied` gets the body as well."""
 
     __slots__ = ("_left", "exchange", "proxied")
-
-    connection: ClientConnection
 
     def __init__(self, connection: ClientConnection, number: int, length: int | None) -> None:
         super().__init__(connection, number, connection.initial_window)
@@ -173,6 +171,9 @@ class ClientConnection(Endpoint[ClientStream]):
         self.peer = b""
         self.peer_port = 0
         self.tls = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Never: it takes over connections that are made."""
 
     def start(self, transport: asyncio.Transport, data: bytes) -> None:
         """Prior knowledge: `data` begins with the preface."""

@@ -15,7 +15,8 @@ from typing import Any, Protocol, cast
 from weir.proxy.wire.h2 import frames
 from weir.proxy.wire.h2.endpoint import Endpoint, Fault
 from weir.proxy.wire.h2.hpack import Block
-from weir.proxy.wire.h2.sending import STREAM_WINDOW, Stream
+from weir.proxy.wire.h2.sending import STREAM_WINDOW, StreamBase
+from weir.proxy.wire.protocol import as_protocol
 
 _LAST_STREAM = (1 << 31) - 1
 _NOT_HTTP2 = "http2: failed reading the frame payload: the user container does not speak HTTP/2"
@@ -40,10 +41,8 @@ class Asker(Protocol):
         """No (further) response; `untouched`: the user container never looked at the request."""
 
 
-class UserStream(Stream):
+class UserStream(StreamBase["UserConnection"]):
     __slots__ = ("asker",)
-
-    connection: UserConnection
 
     def __init__(self, connection: UserConnection, number: int, asker: Asker) -> None:
         super().__init__(connection, number, connection.initial_window)
@@ -218,7 +217,8 @@ class UserLink:
         loop = asyncio.get_running_loop()
         try:
             sock = await self._connect()
-            _, connection = await loop.create_connection(lambda: UserConnection(self), sock=sock)
+            connection = UserConnection(self)
+            await loop.create_connection(lambda: as_protocol(connection), sock=sock)
         except OSError as error:
             waiting, self._waiting = self._waiting, {}
             self._dialling = None
