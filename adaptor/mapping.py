@@ -112,7 +112,7 @@ class Mapper:
             or route.sending.mode != "binary"
         )
         """Whether no two events share their attributes, so that nothing can be kept."""
-        self._rendered: dict[tuple[str, str | None, bool], bytes] = {}
+        self._rendered: dict[tuple[str, str | None, int], bytes] = {}
 
     def encode(self, message: PublishPacket, event_id: str, received: float) -> tuple[bytes, bytes]:
         """The event as HTTP header lines and body; the same as `event()` says, only faster.
@@ -140,7 +140,7 @@ class Mapper:
             or maybe_structured(message, sniff=self.sniff)
         ):
             return encoded(self.event(message, event_id, received), self.route.sending.mode)
-        key = (message.topic, content_type, message.packet_id is None)
+        key = (message.topic, content_type, message.qos.value)
         rendered = self._rendered.get(key) or self._render(key, message)
         if properties:
             event_id = encode_value(event_id)  # the publisher's; minted ones need no encoding
@@ -153,7 +153,7 @@ class Mapper:
         """As `encode`, of the event that `plain()` makes; never raises."""
         return encoded(self.plain(message, event_id, received), self.route.sending.mode)
 
-    def _render(self, key: tuple[str, str | None, bool], message: PublishPacket) -> bytes:
+    def _render(self, key: tuple[str, str | None, int], message: PublishPacket) -> bytes:
         attributes = self._fixed(message, None) | _arrival(message)
         lines = b"".join(header(name, value) for name, value in attributes.items())
         lines += f"Content-Type: {self._content_type(message)}\r\n".encode("ascii")
@@ -242,7 +242,7 @@ class Mapper:
 def _arrival(message: PublishPacket) -> dict[str, str]:
     return {
         "mqtttopic": message.topic,
-        "mqttqos": "0" if message.packet_id is None else "1",
+        "mqttqos": str(message.qos.value),
         "mqttretain": "true" if message.retain else "false",
         "mqttdup": "true" if message.duplicate else "false",
     }
