@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.broker.harness import (
     Answer,
     Mosquitto,
     Request,
+    Running,
     Sink,
     adaptor,
     one_route,
@@ -150,6 +152,7 @@ async def test_one_bad_event_takes_no_other_of_its_batch_into_the_quarantine(
         await until(lambda: not running.sink(sink.url)["window"]["used"], "all are acknowledged")
     (held,) = Quarantine(tmp_path / "quarantine.db").events()
     assert (held.event.data, held.status, held.answer) == (b"bad", 400, b"I don't like it")
+    assert len(sink.requests) == 9  # 16, and then twice 8, 4, 2 and 1
     taken = [event["subject"] for each in sink.taken for event in events(each)]
     assert sorted(taken) == sorted(f"plant/{n}" for n in range(16) if n != 9)
 
@@ -208,6 +211,10 @@ async def test_qos_0_and_qos_1_share_batches(broker: Mosquitto, sink: Sink, tmp_
     assert sorted(event["mqttqos"] for event in events(sink.taken[0])) == ["0", "0", "1", "1"]
 
 
+def _one_is_put_aside(running: Running) -> bool:
+    return bool(running.route("all")["quarantined"] == 1)
+
+
 async def test_what_only_looks_like_an_event_is_put_aside_in_every_mode(
     broker: Mosquitto, sink: Sink, tmp_path: Path
 ) -> None:
@@ -217,7 +224,7 @@ async def test_what_only_looks_like_an_event_is_put_aside_in_every_mode(
         folder.mkdir()
         async with adaptor(broker.url, one_route(sink, f"mode: {mode}"), folder) as running:
             await broker.publish([("plant/broken", b'{"id": 5}')], properties=broken)
-            await until(lambda here=running: here.route("all")["quarantined"] == 1, "put aside")
+            await until(partial(_one_is_put_aside, running), "put aside")
         (held,) = Quarantine(folder / "quarantine.db").events()
         assert "plant/broken" in held.reason
         assert "specversion" in held.reason

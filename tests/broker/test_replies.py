@@ -137,7 +137,7 @@ async def test_the_routes_own_reply_topic_serves_messages_without_one(
     if version == "5":
         assert users(got[0])["id"] == "r1"
     else:
-        event = json.loads(bytes(got[0].payload))  # type: ignore[arg-type]
+        event = json.loads(bytes(got[0].payload))
         assert (event["id"], event["mood"], event["data"]) == ("r1", "grün", {"of": "a"})
 
 

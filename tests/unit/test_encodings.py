@@ -304,7 +304,7 @@ def test_what_mqtt_cannot_carry_is_named(value: str, said: str) -> None:
     event = Event({"specversion": "1.0", "id": "1", "source": "/", "type": "t", "x": value}, b"")
     for dialect in ("spec", "sdk-go"):
         with pytest.raises(Uncarried, match=r"the attribute `(ce-)?x`") as caught:
-            properties(event, dialect)  # type: ignore[arg-type]
+            properties(event, dialect)
         assert said in str(caught.value)
 
 
@@ -353,5 +353,5 @@ def test_data_that_is_an_event_itself_does_not_take_its_envelopes_place(content_
     head, body = encoded(event, "binary")
     assert from_http(lines(head), body) == event
     for dialect in ("spec", "sdk-go"):
-        declared, pairs, payload = properties(event, dialect)  # type: ignore[arg-type]
+        declared, pairs, payload = properties(event, dialect)
         assert published(message(pairs, declared, payload), sniff=False) == event
