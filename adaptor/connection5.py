@@ -159,6 +159,8 @@ class Connection(asyncio.Protocol):
                 break
             start += size
             if type(packet) is publish:
+                if not packet.topic or packet.topic_alias is not None or packet.packet_id == 0:
+                    raise ValueError("a PUBLISH with a topic alias or without a packet id")
                 arrived(packet)
             else:
                 self._dispatch(packet)
@@ -331,6 +333,7 @@ class Connection(asyncio.Protocol):
 
     def _fail(self, error: BrokerError) -> None:
         """The first reason wins; what is to be acknowledged dies with the connection."""
+        self._reading = False  # whatever came behind it
         if not self.lost.done():
             self.lost.set_exception(error)
             self.lost.exception()
