@@ -1,8 +1,8 @@
 """The fault runner: adaptor, broker and sink die at random under load; then we count the messages.
 
 A message counts when the broker has acknowledged it to the publisher; each of those must reach the
-sink, and what reaches it twice must have the id of the first time. Short by default;
-WEIR_FAULT_SECONDS=300 runs it for five minutes.
+sink, and what reaches it twice must have the id of the first time: the publisher's, or with a
+spool the one that we made. Short by default; WEIR_FAULT_SECONDS=300 runs it for five minutes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import mqtt5
 import pytest
 
 from tests.broker.harness import (
+    QUICK,
     AdaptorProcess,
     Answer,
     Mosquitto,
@@ -34,10 +35,12 @@ WINDOW = 500
 
 class Publisher:
     """Publishes numbered messages at a rate over any number of connections. `safe`: numbers that
-    the broker has acknowledged."""
+    the broker has acknowledged. `ids`: give each message one, and publish again what the broker
+    may not have; else every message has a number of its own."""
 
-    def __init__(self, port: int, rate: int) -> None:
-        self._port, self._rate = port, rate
+    def __init__(self, port: int, rate: int, qos: int = 1, *, ids: bool = True) -> None:
+        self._port, self._rate, self._ids = port, rate, ids
+        self._qos = mqtt5.QoS.EXACTLY_ONCE if qos == 2 else mqtt5.QoS.AT_LEAST_ONCE
         self._next = 0
         self._unsure: list[int] = []
         self.safe: set[int] = set()
@@ -56,14 +59,15 @@ class Publisher:
         open_: dict[int, int] = {}
         try:
             writer.write(mqtt5.ConnectPacket("fault-publisher", clean_start=True).write())
-            reading = asyncio.create_task(self._read(reader, open_))
+            reading = asyncio.create_task(self._read(reader, writer, open_))
             try:
                 await self._write(writer, open_, end, reading)
             finally:
                 reading.cancel()
                 await asyncio.gather(reading, return_exceptions=True)
         finally:
-            self._unsure += open_.values()
+            if self._ids:
+                self._unsure += open_.values()
             writer.close()
 
     async def _write(
@@ -87,9 +91,9 @@ class Publisher:
                     mqtt5.PublishPacket(
                         "plant/x",
                         b"%d" % number,
-                        qos=mqtt5.QoS.AT_LEAST_ONCE,
+                        qos=self._qos,
                         packet_id=packet_id,
-                        user_properties=[("id", f"reading-{number}")],
+                        user_properties=[("id", f"reading-{number}")] if self._ids else [],
                     ).write()
                 )
                 due, sent = due - 1, sent + 1
@@ -100,7 +104,9 @@ class Publisher:
         self._next += 1
         return self._next
 
-    async def _read(self, reader: asyncio.StreamReader, open_: dict[int, int]) -> None:
+    async def _read(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, open_: dict[int, int]
+    ) -> None:
         rest = b""
         while data := await reader.read(65_536):
             rest += data
@@ -110,7 +116,9 @@ class Publisher:
                 except IndexError:
                     break
                 rest = rest[size:]
-                if isinstance(packet, mqtt5.PubAckPacket):
+                if isinstance(packet, mqtt5.PubRecPacket):
+                    writer.write(mqtt5.PubRelPacket(packet.packet_id).write())
+                elif isinstance(packet, mqtt5.PubAckPacket | mqtt5.PubCompPacket):
                     number = open_.pop(packet.packet_id, None)
                     if number is not None:
                         self.safe.add(number)
@@ -121,6 +129,33 @@ class Publisher:
 async def test_nothing_is_lost_whoever_dies_and_whenever(
     broker: Mosquitto, sink: Sink, tmp_path: Path, version: str
 ) -> None:
+    publisher = Publisher(broker.port, PER_SECOND)
+    text = one_route(sink)
+    ids = await storm(broker, sink, tmp_path, text, publisher, "--mqtt-version", version)
+    if version == "5":  # 3.1.1 carries no user properties
+        assert all(found == {f"reading-{number}"} for number, found in ids.items())
+
+
+@pytest.mark.timeout(SECONDS * 4 + 120)
+@pytest.mark.parametrize("qos", [1, 2])
+async def test_with_a_spool_every_event_keeps_the_id_that_it_was_given_first(
+    broker: Mosquitto, sink: Sink, tmp_path: Path, qos: int
+) -> None:
+    publisher = Publisher(broker.port, PER_SECOND, qos, ids=False)
+    text = one_route(sink, f"{QUICK}, spool: always, qos: {qos}")
+    ids = await storm(broker, sink, tmp_path, text, publisher, "--mqtt-version", "5")
+    assert {number: found for number, found in ids.items() if len(found) != 1} == {}
+
+
+async def storm(
+    broker: Mosquitto,
+    sink: Sink,
+    folder: Path,
+    text: str,
+    publisher: Publisher,
+    *options: str,
+) -> dict[int, set[str]]:
+    """The ids by which each number has reached the sink, when all that are safe have."""
     chance = random.Random(os.environ.get("WEIR_FAULT_SEED", "1"))
     ids: defaultdict[int, set[str]] = defaultdict(set)
     sink.remember = False
@@ -130,10 +165,9 @@ async def test_nothing_is_lost_whoever_dies_and_whenever(
         return Answer()
 
     sink.script = script
-    options = ("--mqtt-version", version, "--receive-maximum", "64")
-    publisher = Publisher(broker.port, PER_SECOND)
+    options += ("--receive-maximum", "64")
     deaths = dict.fromkeys(("adaptor", "sink", "broker"), 0)
-    async with AdaptorProcess(broker.url, one_route(sink), tmp_path, *options) as process:
+    async with AdaptorProcess(broker.url, text, folder, *options) as process:
         client = client_id("weir", sink.url)
         await until(lambda: broker.subscribed(client), "subscribed")
         publishing = asyncio.create_task(publisher.run(SECONDS))
@@ -156,5 +190,4 @@ async def test_nothing_is_lost_whoever_dies_and_whenever(
         await process.stop()
     assert len(publisher.safe) > SECONDS * PER_SECOND / 20
     print(f"{len(publisher.safe)} messages, deaths {deaths}, 0 lost")
-    if version == "5":  # 3.1.1 carries no user properties
-        assert all(found == {f"reading-{number}"} for number, found in ids.items())
+    return ids
