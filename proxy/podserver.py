@@ -26,6 +26,8 @@ from weir.proxy.wire.server import ServerConnection, Service
 
 _POLL_SECONDS = 0.1
 """How often a shutdown looks whether it may go on."""
+_TOLD_SECONDS = 0.1
+"""So long a kept connection may wait for the request whose answer ends it."""
 
 log = logging.getLogger("weir.pod")
 
@@ -146,17 +148,21 @@ class PodServer:
     async def quiet(self, seconds: float) -> bool:
         """Whether nothing is in flight any more within this time; then all connections are closed.
 
-        One that was just accepted has until then to send its request.
+        One that was just accepted has until then to send its request. One that is kept is told to
+        go by its next answer; if it has nothing to ask for a moment, it is closed.
         """
         relay = self.relay
+        relay.retire()
+        told = time.monotonic() + _TOLD_SECONDS
         until = time.monotonic() + seconds
         while True:
-            spared = relay.close_used()
+            now = time.monotonic()
+            left = relay.close_used() if now >= told else relay.connections > 0
             busy = relay.in_flight(upgraded=False) or relay.in_flight(upgraded=True)
-            late = time.monotonic() >= until
+            late = now >= until
             if busy and late:
                 return False
-            if not busy and (late or not spared):
+            if not busy and (late or not left):
                 relay.close_idle()
                 return True
             await asyncio.sleep(_POLL_SECONDS / 10)
