@@ -49,6 +49,8 @@ class AckLine(Generic[M]):
         self._line: deque[Ticket[M]] = deque()
         self._before: dict[int, Ticket[M]] = {}
         self._orphans: set[Ticket[M]] = set()
+        self.bytes = 0
+        """Of the payloads of what fills the window."""
 
     def __len__(self) -> int:
         """Messages that fill the window: unacknowledged on this connection, or still under way
@@ -62,6 +64,7 @@ class AckLine(Generic[M]):
 
     def arrive(self, packet_id: int, message: M) -> tuple[Ticket[M], bool]:
         """The message's ticket, and whether it is new: an old one is already being delivered."""
+        self.bytes += len(message.payload)
         if self._before:
             known = self._before.pop(packet_id, None)
             if known is not None and _same(known.message, message):
@@ -77,6 +80,7 @@ class AckLine(Generic[M]):
         ticket.open -= 1
         if self._orphans and ticket.open <= 0 and ticket in self._orphans:
             self._orphans.discard(ticket)
+            self.bytes -= len(ticket.message.payload)
             return True
         return bool(self._line) and self._line[0].open <= 0
 
@@ -84,18 +88,23 @@ class AckLine(Generic[M]):
         """Packet ids to acknowledge now, in order; they leave the line."""
         line, ids = self._line, []
         while line and line[0].open <= 0:
-            ids.append(line.popleft().packet_id)
+            ticket = line.popleft()
+            self.bytes -= len(ticket.message.payload)
+            ids.append(ticket.packet_id)
         return ids
 
     def disconnected(self) -> None:
         """The connection is gone, and every packet id with it."""
         self._before.update((ticket.packet_id, ticket) for ticket in self._line)
+        self.bytes -= sum(len(ticket.message.payload) for ticket in self._line)
         self._line.clear()
 
     def session_lost(self) -> None:
         """The broker has no session: what was in flight will not come again, and packet ids start
         anew. Its deliveries go on, they just have no one left to tell."""
-        self._orphans.update(each for each in self._before.values() if each.open > 0)
+        lost = [ticket for ticket in self._before.values() if ticket.open > 0]
+        self.bytes += sum(len(ticket.message.payload) for ticket in lost)
+        self._orphans.update(lost)
         self._before.clear()
 
 

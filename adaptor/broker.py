@@ -44,6 +44,11 @@ class AckJournal(Protocol):
     def session_lost(self) -> None: ...
 
 
+WINDOW_BYTES = 32 << 20
+"""Of payloads that are unacknowledged, per session: a window of large messages is smaller."""
+
+BEFORE_SUBACK = 4
+
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.25, 30.0
 STEADY = 10.0
 """Seconds that a connection must have lasted for the next backoff to start from the beginning."""
@@ -172,6 +177,17 @@ class Session(abc.ABC):
     def unacknowledged(self) -> int:
         return len(self._line)
 
+    def room(self) -> tuple[int, int]:
+        """Messages and bytes that may be unacknowledged; with more the broker is not read. Before
+        the SUBACK there is more room, because that has to get through what comes before it."""
+        times = 1 if self.connected else BEFORE_SUBACK
+        return self.settings.receive_maximum * times, WINDOW_BYTES * times
+
+    @property
+    def full(self) -> bool:
+        most, most_bytes = self.room()
+        return len(self._line) > most or self._line.bytes > most_bytes
+
     @property
     def oldest(self) -> float | None:
         """When the longest unacknowledged message was received; seconds since the epoch."""
@@ -249,7 +265,7 @@ class Session(abc.ABC):
         packet_ids = self._line.ready()
         if packet_ids:
             self._write_acks(packet_ids)
-        if len(self._line) <= self.settings.receive_maximum:
+        if not self.full:
             self._resume_reading()
 
 

@@ -83,7 +83,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, session: Session5) -> None:
         self._loop = asyncio.get_running_loop()
         self._session, self._settings, self._broker = session, session.settings, session.broker
-        self._arrived, self._line = session._arrived, session._line
+        self._arrived = session._arrived
         self._transport: asyncio.Transport | None = None
         self._rest = bytearray()
         self._connack: asyncio.Future[mqtt5.ConnAckPacket] = self._loop.create_future()
@@ -148,9 +148,9 @@ class Connection(asyncio.Protocol):
         """Dispatch every whole packet; returns where the first incomplete one begins."""
         view, start, end = memoryview(data), 0, len(data)
         read, publish, arrived = mqtt5.read, mqtt5.PublishPacket, self._arrived
-        session, line, window = self._session, self._line, self._settings.receive_maximum
+        line, (most, most_bytes) = self._session._line, self._session.room()
         while start < end and self._reading:
-            if len(line) > window and session.connected:  # the SUBACK must still get through
+            if line.bytes > most_bytes or len(line) > most:
                 self._pause()
                 break
             try:

@@ -30,7 +30,7 @@ from weir.adaptor.deadletter import Caller
 from weir.adaptor.events import Event, MalformedEvent
 from weir.adaptor.journal import Journal
 from weir.adaptor.lastresort import Keeper, LastResort
-from weir.adaptor.lines import Lines
+from weir.adaptor.lines import BEST_EFFORT_BYTES, Lines
 from weir.adaptor.mapping import minted_ids, publisher_id
 from weir.adaptor.order import Order
 from weir.adaptor.outgoing import Failure, Flow, Outgoing, refusal, silence, subscribed
@@ -81,6 +81,7 @@ class Pipeline:
         self.settle: Callable[[Ticket], None] = lambda _: None
         self._in_flight = 0
         self._held = 0
+        self._best_effort_bytes = 0
         self._taken = 0
         self._probes = 0
         self._probe: asyncio.TimerHandle | None = None
@@ -163,6 +164,11 @@ class Pipeline:
             *(flow, message, ticket, event_id, now, arrived, self._request_line + lines, body),
             entry=entry,
         )
+        if not outgoing.firm:
+            self._best_effort_bytes += len(body)
+            if self._best_effort_bytes > BEST_EFFORT_BYTES:
+                self._overflowed(outgoing)
+                return
         lifetime = message.message_expiry_interval
         if lifetime is not None:
             outgoing.expires = outgoing.arrived + lifetime
@@ -316,7 +322,9 @@ class Pipeline:
         self._held -= 1
         if outgoing.ticket is not None:
             self.settle(outgoing.ticket)
-        elif outgoing.entry is not None and outgoing.flow.feed is not None:
+        elif outgoing.entry is None:
+            self._best_effort_bytes -= len(outgoing.body)
+        elif outgoing.flow.feed is not None:
             outgoing.flow.feed.gone(outgoing.entry)
         if outgoing.key is not None:
             self._next_in_order(outgoing)

@@ -18,6 +18,9 @@ from weir.adaptor.outgoing import Flow, Outgoing
 BEST_EFFORT = 1000
 """QoS 0 events held per sink."""
 
+BEST_EFFORT_BYTES = 32 << 20
+"""Of their bodies, with those that are on their way."""
+
 
 class Lines:
     """`waiting`, `best_effort` and `gated` are looked at by the pipeline for every answer; only the

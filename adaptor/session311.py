@@ -190,8 +190,7 @@ class Session311(Session):
                 duplicate=bool(message.dup),
             )
         )
-        full = self.unacknowledged > self.settings.receive_maximum
-        if full and self.connected and not self._paused:  # the SUBACK must still get through
+        if self.full and not self._paused:
             self._paused = True
             asyncio.get_running_loop().remove_reader(_socket(client))
 

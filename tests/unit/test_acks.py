@@ -79,9 +79,9 @@ def test_what_is_under_way_from_a_lost_session_counts_in_the_window_until_it_is_
     line.settle(done)
     line.disconnected()
     line.session_lost()
-    assert len(line) == 1
+    assert (len(line), line.bytes) == (1, 1)
     assert line.settle(under_way)
-    assert len(line) == 0
+    assert (len(line), line.bytes) == (0, 0)
     assert line.ready() == []
 
 
@@ -145,6 +145,7 @@ class Line(RuleBasedStateMachine):
     @invariant()
     def the_line_is_what_the_broker_waits_for(self) -> None:
         assert len(self.line) == len(self.sent)
+        assert self.line.bytes == sum(len(str(number)) for number in self.sent)
 
 
 TestLine = Line.TestCase
