@@ -22,6 +22,7 @@ from weir.adaptor.address import Broker
 from weir.adaptor.broker import log
 from weir.adaptor.events import Event, MalformedEvent
 from weir.adaptor.httpbinding import from_http
+from weir.adaptor.mqttbinding import Dialect
 from weir.adaptor.publisher import AnyPublisher, NotPublished, Publisher5, Publisher311
 from weir.adaptor.templates import Content, Template, TemplateError, User
 
@@ -80,9 +81,11 @@ class Backward:
         keep_alive: int,
         where: tuple[str, int],
         topic: Template,
+        dialect: Dialect = "spec",
     ) -> None:
         """`protocol`: as of the sessions, 5 or 3.1.1 or auto."""
         self._broker, self._where, self._topic = broker, where, topic
+        self._dialect = dialect
         self._publisher = AnyPublisher(broker, client_id, protocol, keep_alive)
         self._connections: set[_Connection] = set()
         self.published = self.refused = self.failed = 0
@@ -132,7 +135,7 @@ class Backward:
             self.refused += 1
             return 400, str(error)
         try:
-            await self._publisher.publish(topic, event)
+            await self._publisher.publish(topic, event, dialect=self._dialect)
         except NotPublished as error:
             if error.for_good:
                 self.refused += 1

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import get_args
 
 import uvloop
 
@@ -21,6 +22,7 @@ from weir.adaptor import logs, quarantine_commands, tryout
 from weir.adaptor.backward import topic_template
 from weir.adaptor.broker import Broker, BrokerError
 from weir.adaptor.knative import Environment
+from weir.adaptor.mqttbinding import Dialect
 from weir.adaptor.quarantine import QuarantineError
 from weir.adaptor.quarantine_commands import default_quarantine as default_quarantine
 from weir.adaptor.retry import parse_duration
@@ -73,6 +75,12 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--listen-topic",
         metavar="TEMPLATE",
         help="under this topic, such as devices/{attr[subject]}/command",
+    )
+    adaptor.add_argument(
+        "--listen-dialect",
+        choices=get_args(Dialect),
+        default="spec",
+        help="of the MQTT 5 binding, for devices that read the one of sdk-go",
     )
     adaptor.add_argument("--log-format", choices=("text", "json"), default="text")
     adaptor.add_argument(
@@ -166,6 +174,7 @@ def run_adaptor(args: argparse.Namespace) -> int:
             status=args.status,
             http=args.http,
             listen=args.listen,
+            listen_dialect=args.listen_dialect,
             listen_topic=None if args.listen_topic is None else topic_template(args.listen_topic),
             stop_within=args.grace,
             keep_alive=args.keep_alive,
@@ -245,7 +254,7 @@ def show_status(args: argparse.Namespace) -> int:
 
 _COUNTS = (
     *("received", "delivered", "unacknowledged", "retried", "dead_lettered", "quarantined"),
-    *("dropped", "overflowed", "expired"),
+    *("dropped", "overflowed", "expired", "replied", "unreplied"),
 )
 
 

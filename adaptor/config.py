@@ -8,6 +8,7 @@ from typing import Literal
 
 from weir.adaptor.broker import Broker
 from weir.adaptor.knative import Environment
+from weir.adaptor.mqttbinding import Dialect
 from weir.adaptor.quarantine import BOUND
 from weir.adaptor.routes import Route
 from weir.adaptor.spool import Sync
@@ -21,7 +22,7 @@ class AdaptorConfig:
     """`client_id` is a prefix, different for every adaptor on a broker, the same after a restart.
     `function_url`: where the sink `function` is. `stop_within`: seconds for what is in flight.
     `http`: where to serve metrics and health. `listen`: where to take events to be published under
-    `listen_topic`."""
+    `listen_topic`, in which dialect of the MQTT binding."""
 
     broker: str | Broker | None
     routes: tuple[Route, ...]
@@ -37,6 +38,7 @@ class AdaptorConfig:
     http: tuple[str, int] | None = None
     listen: tuple[str, int] | None = None
     listen_topic: Template | None = None
+    listen_dialect: Dialect = "spec"
     stop_within: float = 10.0
 
     spool: Path | None = None

@@ -41,6 +41,8 @@ _PER_ROUTE = (
     ("dropped", "counter", "Events given up by onFailure: drop."),
     ("overflowed", "counter", "QoS 0 events that a slow sink left no room for."),
     ("expired", "counter", "Events not delivered within the lifetime given by their publisher."),
+    ("replied", "counter", "Replies of the sink that the broker has."),
+    ("unreplied", "counter", "Replies that can't be published, which onFailure took."),
     ("pending", "gauge", "Events received and not yet at an end."),
 )
 

@@ -42,6 +42,7 @@ class Adaptor:
             self.backward = Backward(
                 *(config.address, f"{config.client_id}-listen-{os.getpid()}", config.protocol),
                 *(config.keep_alive, config.listen, config.listen_topic),
+                config.listen_dialect,
             )
 
     def _open_spool(self) -> SpoolWriter | None:

@@ -142,14 +142,34 @@ async def test_with_3_1_1_it_is_the_structured_mode(broker: Mosquitto, tmp_path:
     assert third["data"] == "ü"
 
 
+async def test_the_dialect_of_sdk_go_is_written_where_it_is_asked_for(
+    broker: Mosquitto, tmp_path: Path
+) -> None:
+    async with (
+        listening(broker.url, tmp_path, listen_dialect="sdk-go") as (_, port),
+        device(broker) as got,
+    ):
+        assert (await send(port, LAMP, b"{}"))[0] == 204
+        await until(lambda: got, "the device gets it")
+    given: Any = got[0].properties
+    assert given.ContentType == "application/json"
+    assert dict(given.UserProperty) == {
+        **EVENT,
+        "ce-subject": "lamp 3",
+        "Content-Type": "application/json",
+    }
+
+
+@pytest.mark.parametrize("dialect", ["spec", "sdk-go"])
 @both
 async def test_what_was_published_comes_back_through_a_route_as_the_same_event(
-    broker: Mosquitto, sink: Sink, tmp_path: Path, version: str
+    broker: Mosquitto, sink: Sink, tmp_path: Path, version: str, dialect: str
 ) -> None:
     text = one_route(sink).replace("plant/#", "devices/#")
     structured = {"specversion": "1.0", "id": "9", "source": "/a b", "type": "t", "subject": "x"}
     body = json.dumps({**structured, "ext": True, "data": {"ü": 1}}).encode()
-    async with listening(broker.url, tmp_path, routes=text, protocol=version) as (running, port):
+    more: dict[str, Any] = {"routes": text, "protocol": version, "listen_dialect": dialect}
+    async with listening(broker.url, tmp_path, **more) as (running, port):
         await running.connected()
         kind = {"content-type": "application/cloudevents+json; charset=utf-8"}
         assert (await send(port, kind, body))[0] == 204
