@@ -62,6 +62,11 @@ class _Ids(RandomIdGenerator):
         return promised or super().generate_span_id()
 
 
+_NAMES = ("kn.queueproxy.proxy", "kn.queueproxy.wait")
+_NAMES_BEFORE = ("queue_proxy", "queue_wait")
+"""Of the spans between the request's and ours to the user container; before v1.19."""
+
+
 class _Trace(NamedTuple):
     server: Span
     at: int
@@ -104,7 +109,9 @@ class RequestTracer:
         }
         parent, traced = self._parent(fields)
         span = self._tracer.start_span(
-            method_label(head.method).replace("_OTHER", "HTTP"),
+            self._path(head)
+            if self._zipkin
+            else method_label(head.method).replace("_OTHER", "HTTP"),
             context=parent,
             kind=SpanKind.SERVER,
             start_time=at,
@@ -133,11 +140,15 @@ class RequestTracer:
         end = trace.at + _nanoseconds(now - exchange.started)
         turn = trace.at + _nanoseconds(exchange.admitted - exchange.started)
         context = set_span_in_context(span)
+        proxy_name, wait_name = _NAMES_BEFORE if self._zipkin else _NAMES
+        proxy = self._tracer.start_span(proxy_name, context, start_time=trace.at)
+        within = set_span_in_context(proxy)
         if self._breaker and exchange.admission is not None:
-            waited = self._tracer.start_span("kn.queueproxy.wait", context, start_time=trace.at)
+            waited = self._tracer.start_span(wait_name, within, start_time=trace.at)
             waited.end(turn if outcome.had_its_turn(exchange) else end)
         if outcome.had_its_turn(exchange):
-            self._proxied(exchange, trace, context, turn, end)
+            self._asked(exchange, trace, within, turn, end)
+        proxy.end(end)
         status = outcome.server_status(exchange)
         span.set_attribute("http.response.status_code", status)
         if exchange.received:
@@ -174,7 +185,7 @@ class RequestTracer:
                 "server.address": address,
                 "http.request.method": method,
                 "url.scheme": "https" if client.tls else "http",
-                "url.path": label(head.target.partition(b"?")[0]),
+                "url.path": self._path(head),
                 "network.peer.address": peer,
                 "network.peer.port": client.peer_port,
                 "network.protocol.version": head.version[5:].decode(),
@@ -189,16 +200,16 @@ class RequestTracer:
         if agent:
             span.set_attribute("user_agent.original", label(agent))
 
-    def _proxied(
+    def _asked(
         self, exchange: Exchange, trace: _Trace, context: Context, turn: int, end: int
     ) -> None:
-        proxy = self._tracer.start_span("kn.queueproxy.proxy", context, start_time=turn)
+        """The span of our request to the user container."""
         head = exchange.head
         self._ids.promised = trace.client_id
         host, _, port = self._user.rpartition(":")
         client = self._tracer.start_span(
-            f"HTTP {label(head.method)}",
-            set_span_in_context(proxy),
+            self._path(head) if self._zipkin else f"HTTP {label(head.method)}",
+            context,
             SpanKind.CLIENT,
             {
                 "http.request.method": method_label(head.method),
@@ -220,7 +231,10 @@ class RequestTracer:
         if error:
             client.set_status(Status(StatusCode.ERROR))
         client.end(end)
-        proxy.end(end)
+
+    @staticmethod
+    def _path(head: Head) -> str:
+        return label(head.target.partition(b"?")[0])
 
 
 def sampler(tracing: Tracing) -> Sampler | None:
@@ -236,6 +250,9 @@ def sampler(tracing: Tracing) -> Sampler | None:
         rate = float(given)
     if rate >= 1.0:
         return ALWAYS_ON
+    if tracing.protocol == "zipkin":  # who samples is followed at any rate, who does not never is
+        by_rate = TraceIdRatioBased(max(rate, 0.0))
+        return ParentBased(by_rate, remote_parent_not_sampled=by_rate)
     return ALWAYS_OFF if rate <= 0.0 else ParentBased(TraceIdRatioBased(rate))
 
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import sys
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 
+from tests.command import weir
 from tests.contract.original import queue_proxy
 from tests.contract.scenario import Scenario
 from tests.contract.world import World
@@ -21,7 +20,7 @@ AT_ONCE = 6
 ATTEMPTS = 3
 Accounts = tuple[dict[str, str], dict[str, str]]
 
-WEIR = [str(Path(sys.executable).with_name("weir")), "sidecar"]
+WEIR = weir("sidecar")
 
 
 async def account(command: Sequence[str], scenario: Scenario) -> World:

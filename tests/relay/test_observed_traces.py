@@ -137,8 +137,11 @@ async def test_with_a_breaker_the_wait_is_a_span(trace: Start) -> None:
     ]
     by_name = {span.name: span for span in spans}
     wait, proxy = by_name["kn.queueproxy.wait"], by_name["kn.queueproxy.proxy"]
-    assert wait.parent_span_id == proxy.parent_span_id == by_name["GET"].span_id
-    assert wait.start_time_unix_nano < wait.end_time_unix_nano == proxy.start_time_unix_nano
+    user = by_name["HTTP GET"]
+    assert proxy.parent_span_id == by_name["GET"].span_id
+    assert wait.parent_span_id == user.parent_span_id == proxy.span_id
+    assert proxy.start_time_unix_nano == wait.start_time_unix_nano < wait.end_time_unix_nano
+    assert wait.end_time_unix_nano == user.start_time_unix_nano
 
 
 async def test_without_a_parent_a_trace_begins_here(trace: Start) -> None:
@@ -234,12 +237,26 @@ async def test_zipkin_is_sent_spans_and_its_headers_are_understood(
         "/", f"X-B3-TraceId: {TRACE}", f"X-B3-SpanId: {PARENT}", "X-B3-Sampled: 1"
     )
     await traced.spans()
-    spans = {span["name"]: span for span in collector.zipkin}
+    assert sorted(span["name"] for span in collector.zipkin) == ["/", "/", "queue_proxy"]
+    spans = {span.get("kind", "between"): span for span in collector.zipkin}
     assert {span["traceId"] for span in spans.values()} == {TRACE}
-    assert spans["GET"]["parentId"] == PARENT
-    assert (spans["GET"]["kind"], spans["HTTP GET"]["kind"]) == ("SERVER", "CLIENT")
-    assert spans["GET"]["localEndpoint"] == {"serviceName": "hello"}
-    assert spans["GET"]["tags"]["http.response.status_code"] == "200"
+    assert spans["SERVER"]["parentId"] == PARENT
+    assert spans["between"]["parentId"] == spans["SERVER"]["id"]
+    assert spans["CLIENT"]["parentId"] == spans["between"]["id"]
+    assert spans["SERVER"]["localEndpoint"] == {"serviceName": "hello"}
+    assert spans["SERVER"]["tags"]["http.response.status_code"] == "200"
     told = traced.told()
     assert (told["x-b3-traceid"], told["x-b3-sampled"]) == (TRACE, "1")
-    assert told["traceparent"] == f"00-{TRACE}-{spans['HTTP GET']['id']}-01"
+    assert told["traceparent"] == f"00-{TRACE}-{spans['CLIENT']['id']}-01"
+
+
+@pytest.mark.parametrize(("sampled", "rate", "spans"), [(1, 0.0, 3), (0, 0.0, 0), (0, 1.0, 3)])
+async def test_before_v1_19_a_parent_that_is_sampled_is_followed_at_any_rate(
+    trace: Start, collector: Collector, sampled: int, rate: float, spans: int
+) -> None:
+    traced = await trace(rate, protocol="zipkin")
+    client = await traced.rig.client()
+    await client.get("/", f"traceparent: 00-{TRACE}-{PARENT}-0{sampled}")
+    await traced.stop()
+    assert len(collector.zipkin) == spans
+    assert str(traced.told()["traceparent"]).endswith(f"-0{min(spans, 1)}")

@@ -6,6 +6,7 @@ from tests.contract.scenarios import (
     h2c_upgrade,
     headers,
     http2,
+    http2_endings,
     http2_fields,
     load,
     logs,
@@ -15,6 +16,7 @@ from tests.contract.scenarios import (
     responses,
     timers,
     tls,
+    traces,
     upgrades,
 )
 
@@ -24,6 +26,7 @@ __all__ = [
     "h2c_upgrade",
     "headers",
     "http2",
+    "http2_endings",
     "http2_fields",
     "load",
     "logs",
@@ -33,5 +36,6 @@ __all__ = [
     "responses",
     "timers",
     "tls",
+    "traces",
     "upgrades",
 ]

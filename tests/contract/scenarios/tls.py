@@ -12,6 +12,7 @@ import shutil
 import ssl
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 from tests.contract.http2 import Side
@@ -28,7 +29,7 @@ MOUNT = (
 
 
 @functools.cache
-def certificate() -> Path:
+def certificate(which: int = 0) -> Path:
     """A folder with tls.crt and tls.key, of the name that the activator wants to see."""
     folder = Path(tempfile.mkdtemp(prefix="weir-contract-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -50,9 +51,12 @@ async def mounted(world: World) -> None:
 
 
 async def over_tls(
-    world: World, *protocols: str, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3
+    world: World,
+    *protocols: str,
+    version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3,
+    trusted: str = "",
 ) -> Caller:
-    context = ssl.create_default_context(cafile=str(certificate() / "tls.crt"))
+    context = ssl.create_default_context(cafile=trusted or str(certificate() / "tls.crt"))
     context.maximum_version = version
     if protocols:
         context.set_alpn_protocols(list(protocols))
@@ -117,3 +121,46 @@ async def the_drain_hook_beside_TLS(world: World) -> None:
     client = await world.client(ADMIN)
     await client.send(get("/none"))
     world.note("answer", (await client.head()).split(b"\r\n")[0])
+
+
+@scenario("3.9", ready=False, long=True)
+async def a_certificate_that_is_renewed(world: World) -> None:
+    """The kubelet writes another pair; connections that are there go on."""
+    await mounted(world)
+    before = await over_tls(world, "http/1.1")
+    old = shown(before)
+    await world.ask("before", get("/"), client=before)  # who never asks is not kept for a minute
+    for name in ("tls.crt", "tls.key"):
+        target = Path(f"/proc/{world.pid}/root/var/lib/knative/certs") / name
+        target.write_bytes((certificate(1) / name).read_bytes())
+    trusted = str(certificate(1) / "tls.crt")
+    begun = time.monotonic()
+    while True:
+        try:
+            after = await over_tls(world, "http/1.1", trusted=trusted)
+            break
+        except ssl.SSLError:
+            assert time.monotonic() - begun < 90, "the old one is shown for too long"
+            await asyncio.sleep(0.5)
+    world.note("another one", shown(after) != old)
+    words = "Certificate and/or key have changed on disk and were reloaded."
+    world.note("said", words in world.stderr)
+    await world.ask("by the new one", get("/"), client=after)
+    await world.ask("by the old one", get("/"), client=before)
+
+
+@scenario("3.9", ready=False, long=True)
+async def a_certificate_that_is_broken_when_it_is_renewed(world: World) -> None:
+    await mounted(world)
+    old = shown(await over_tls(world, "http/1.1"))
+    folder = Path(f"/proc/{world.pid}/root/var/lib/knative/certs")
+    (folder / "tls.crt").write_text("nonsense")
+    await asyncio.sleep(65)
+    after = await over_tls(world, "http/1.1")
+    world.note("the same as before", shown(after) == old)
+    await world.ask("answer", get("/"), client=after)
+
+
+def shown(client: Caller) -> bytes:
+    found: bytes = client.writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    return found
