@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from weir.proxy import sockets
 from weir.proxy.borrow import Borrower
 from weir.proxy.kernel import Kernel
 from weir.proxy.pod import PodSpec
@@ -49,6 +50,7 @@ class Agent:
 
         Raises OSError when a data port can't be opened.
         """
+        sockets.raise_open_files()  # a dozen for each pod: listeners, lease, namespace, links
         own = [pod for pod in self._pods if not pod.spec.borrowed]
         try:
             for pod in own:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import os
-import resource
 import signal
 import sys
 import time
@@ -34,7 +33,7 @@ def main(environment: Mapping[str, str] = os.environ) -> int:
     started = time.monotonic()
     # a pod may be deleted while this loads, and as process 1 it would not even notice the signal
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOP)
-    _raise_open_files()
+    sockets.raise_open_files()
     try:
         settings = read_environment(environment)
         passed = sockets.inherited(environment)
@@ -46,12 +45,6 @@ def main(environment: Mapping[str, str] = os.environ) -> int:
     import uvloop  # from here on it is heavy, and connections are queued already
 
     return int(uvloop.run(_serve(settings, open_ports, started)))
-
-
-def _raise_open_files() -> None:
-    """Every connection is a descriptor or two; Go's programs raise their limit as well."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _ports(settings: SidecarSettings) -> dict[str, int]:

@@ -8,6 +8,7 @@ loading, the kernel already queues connections.
 from __future__ import annotations
 
 import os
+import resource
 import socket
 from collections.abc import Mapping
 
@@ -74,3 +75,9 @@ def listen(address: str, port: int, backlog: int = BACKLOG) -> socket.socket:
         text = f"listening on {address} port {port}: {error.strerror}"
         raise OSError(error.errno, text) from error
     return listener
+
+
+def raise_open_files() -> None:
+    """Every connection is a descriptor or two; Go's programs raise their limit as well."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

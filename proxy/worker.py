@@ -23,7 +23,7 @@ from typing import Any
 import uvloop
 
 # what a Prober, a Relay and what observes them import late is not to be had any more then
-from weir.proxy import contract, exchange2, probe_grpc, probe_http  # noqa: F401
+from weir.proxy import contract, exchange2, probe_grpc, probe_http, sockets  # noqa: F401
 from weir.proxy.control import Channel, Message
 from weir.proxy.environment import SidecarSettings, read_environment
 from weir.proxy.observe import identity, metrics, opencensus  # noqa: F401
@@ -164,8 +164,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     # the supervisor decides when to stop; Ctrl-C in a terminal reaches the whole process group
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    sockets.raise_open_files()
     # after all imports: an unprivileged uid may not be able to read where Weir is installed
     drop_privileges(args.uid, args.memory)
 

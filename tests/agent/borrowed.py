@@ -56,7 +56,11 @@ class HeldPod:
         try:
             self._output = self._undo.enter_context(tempfile.TemporaryFile())
             self.app = self.pod.run(
-                [sys.executable, "-c", APP % USER_PORT], stdin=subprocess.PIPE, text=True, bufsize=1
+                [sys.executable, "-c", APP % USER_PORT],
+                stdin=subprocess.PIPE,
+                stderr=self._output,
+                text=True,
+                bufsize=1,
             )
             until(self.pod.listening, "the app listens")
             self.start_hold()
