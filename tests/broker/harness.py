@@ -142,6 +142,10 @@ class Mosquitto:
         )
         return [int(each) for each in found]
 
+    def completed(self, client: str) -> int:
+        """QoS 2 messages that are over for both sides."""
+        return self._log.read_text().count(f"Received PUBCOMP from {client}")
+
     def publishes(self, client: str) -> list[tuple[int, str]]:
         """Packet id and topic of what the broker sent this client, in order."""
         found = re.findall(
@@ -435,6 +439,12 @@ class AdaptorProcess:
 
     async def stop(self) -> int:
         return await self._end(signal.SIGTERM)
+
+    async def ended(self) -> int:
+        """By itself."""
+        assert self._process is not None
+        async with asyncio.timeout(PATIENCE):
+            return await self._process.wait()
 
     async def _end(self, number: signal.Signals) -> int:
         assert self._process is not None
