@@ -6,14 +6,15 @@ So a Knative Trigger can command devices. The topic is a template over the event
     {json[/device]}     a value in its data, likewise
 
 An answer tells the sender what to do, by Knative's delivery contract: 2xx means that the broker has
-the message, 4xx that this event will never do, 503 that it should be sent again. Nothing is kept
-here in between.
+the message, 4xx that this event will never do, 503 that it should be sent again. A batch has the
+answer of the event that fared worst. Nothing is kept here in between.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from typing import cast
 
 import httptools
@@ -21,13 +22,16 @@ import httptools
 from weir.adaptor.address import Broker
 from weir.adaptor.broker import log
 from weir.adaptor.events import Event, MalformedEvent
-from weir.adaptor.httpbinding import from_http
+from weir.adaptor.httpbinding import events_from_http
 from weir.adaptor.mqttbinding import Dialect
 from weir.adaptor.publisher import AnyPublisher, NotPublished, Publisher5, Publisher311
 from weir.adaptor.templates import Content, Template, TemplateError, User
 
 LARGEST_EVENT = 1 << 20
 """Bytes of a request's body."""
+
+AT_A_TIME = 64
+"""Events of a batch that are on their way to the broker at once, in order."""
 
 LARGEST_HEAD = 64 << 10
 MOST_CONNECTIONS = 256
@@ -129,11 +133,19 @@ class Backward:
         if method != b"POST":
             return 405, "POST a CloudEvent here"
         try:
-            event = from_http(headers, body)
-            topic = topic_of(self._topic, event, self._broker.address)
-        except MalformedEvent as error:
+            events = events_from_http(headers, body)
+            topics = [topic_of(self._topic, each, self._broker.address) for each in events]
+        except MalformedEvent as error:  # one is enough, and then none is published
             self.refused += 1
             return 400, str(error)
+        status, text = 204, ""
+        both = zip(topics, events, strict=True)
+        while some := tuple(itertools.islice(both, AT_A_TIME)):
+            for answer in await asyncio.gather(*(self._publish(*each) for each in some)):
+                status, text = max((status, text), answer)
+        return status, text
+
+    async def _publish(self, topic: str, event: Event) -> tuple[int, str]:
         try:
             await self._publisher.publish(topic, event, dialect=self._dialect)
         except NotPublished as error:

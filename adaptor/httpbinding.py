@@ -56,7 +56,7 @@ def from_http(headers: Headers, body: bytes) -> Event:
     MalformedEvent."""
     mode = mode_of(headers)
     if mode == "batch":
-        raise MalformedEvent("batches are not taken; send one event per request")
+        raise MalformedEvent("a batch is not taken here; send one event")
     if mode == "structured":
         _known_format(headers, STRUCTURED)
         return from_json(body)
@@ -80,10 +80,10 @@ def from_http(headers: Headers, body: bytes) -> Event:
     return Event(attributes, body, content_type or None)
 
 
-def batch_from_http(headers: Headers, body: bytes) -> list[Event]:
-    """The events of a batch. Raises MalformedEvent."""
+def events_from_http(headers: Headers, body: bytes) -> list[Event]:
+    """The events of a request in any mode; of a batch there may be none. Raises MalformedEvent."""
     if mode_of(headers) != "batch":
-        raise MalformedEvent(f"no batch; its content type is {BATCH}")
+        return [from_http(headers, body)]
     _known_format(headers, BATCH)
     return batch_from_json(body)
 

@@ -15,8 +15,8 @@ from weir.adaptor.events import Event, MalformedEvent, http_headers
 from weir.adaptor.httpbinding import (
     Headers,
     Mode,
-    batch_from_http,
     encoded,
+    events_from_http,
     from_http,
     mode_of,
 )
@@ -98,7 +98,7 @@ def test_batches(some: list[Event]) -> None:
         if some
         else b"Content-Type: application/cloudevents-batch+json\r\n"
     )
-    found = batch_from_http(lines(head), body)
+    found = events_from_http(lines(head), body)
     assert len(found) == len(json.loads(body)) == len(some)
     assert all(same(one, other) for one, other in zip(some, found, strict=True))
 
