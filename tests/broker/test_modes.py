@@ -230,3 +230,33 @@ async def test_what_only_looks_like_an_event_is_put_aside_in_every_mode(
         assert "specversion" in held.reason
         assert held.event.data == b'{"id": 5}'
     assert sink.requests == []
+
+
+async def test_a_spool_is_emptied_in_batches_when_the_sink_is_back(
+    broker: Mosquitto, sink: Sink, tmp_path: Path
+) -> None:
+    await sink.stop()
+    text = batching(sink, "events: 20, age: PT0.05S", f"spool: always, {QUICK}")
+    async with adaptor(broker.url, text, tmp_path) as running:
+        await broker.publish([(f"plant/{n}", b"%d" % n) for n in range(100)])
+        await until(lambda: not running.sink(sink.url)["window"]["used"], "safe in the spool")
+        await sink.start()
+        await until(lambda: running.route("all")["delivered"] == 100, "all are delivered")
+    got = [event["subject"] for each in sink.taken for event in events(each)]
+    assert sorted(got) == sorted(f"plant/{n}" for n in range(100))
+    assert len(sink.taken) < 20
+
+
+async def test_a_batch_has_events_of_many_keys_and_each_key_keeps_its_order(
+    broker: Mosquitto, sink: Sink, tmp_path: Path
+) -> None:
+    text = batching(sink, "events: 5, age: PT0.02S", f"ordered: true, {QUICK}")
+    async with adaptor(broker.url, text, tmp_path) as running:
+        await broker.publish([(f"plant/{n % 5}", b"%d" % n) for n in range(50)])
+        await until(lambda: running.route("all")["delivered"] == 50, "all are delivered")
+    got = [event for each in sink.taken for event in events(each)]
+    for key in range(5):
+        data = [base64.b64decode(each["data_base64"]) for each in got
+                if each["subject"] == f"plant/{key}"]  # fmt: skip
+        assert data == [b"%d" % n for n in range(key, 50, 5)]
+    assert len(sink.taken) < 50

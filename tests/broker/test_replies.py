@@ -252,6 +252,28 @@ async def test_an_adaptor_killed_before_its_reply_was_published_delivers_and_rep
     assert {each.payload for each in got} == {b'{"of": "a"}'}
 
 
+async def test_a_spooled_event_keeps_what_its_reply_needs_and_waits_for_it(
+    broker: Mosquitto, sink: Sink, tmp_path: Path
+) -> None:
+    await sink.stop()
+    sink.script = done
+    text = one_route(sink, f"reply: true, spool: always, {QUICK}")
+    asked = asking("replies/7", b"c")
+    async with listener(broker, "replies/#") as got:
+        async with AdaptorProcess(broker.url, text, tmp_path) as process:
+            name = client_id("weir", sink.url)
+            await until(lambda: broker.subscribed(name), "subscribed")
+            await broker.publish([("plant/1", b"a")], properties=asked)
+            await until(lambda: broker.pubacks(name), "it is in the spool, and acknowledged")
+            await process.kill()
+        await sink.start()
+        async with adaptor(broker.url, text, tmp_path) as running:
+            await until(lambda: got, "the reply comes after all")
+            await until(lambda: running.route("all")["replied"] == 1, "and is counted")
+    given: Any = got[0].properties
+    assert (str(got[0].topic), given.CorrelationData) == ("replies/7", b"c")
+
+
 async def test_a_reply_waits_for_a_broker_that_goes_away(
     broker: Mosquitto, sink: Sink, tmp_path: Path
 ) -> None:
