@@ -18,7 +18,7 @@ from typing import get_args
 
 import uvloop
 
-from weir.adaptor import logs, quarantine_commands, tryout
+from weir.adaptor import logs, quarantine_commands, spool_commands, tryout
 from weir.adaptor.backward import topic_template
 from weir.adaptor.broker import Broker, BrokerError
 from weir.adaptor.knative import Environment
@@ -96,6 +96,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
     tryout.register(subparsers)
     quarantine_commands.register(subparsers)
+    spool_commands.register(subparsers)
 
 
 def _connection_arguments(adaptor: argparse.ArgumentParser) -> None:
@@ -227,7 +228,10 @@ def show_status(args: argparse.Namespace) -> int:
         print(json.dumps(status))
         return 0 if well else 1
     print(f"broker {status['broker']}, quarantine {status['quarantine']}")
-    listen = status["listen"]
+    spool, listen = status["spool"], status["listen"]
+    if spool is not None:
+        trouble = "" if spool["trouble"] is None else f"; {spool['trouble']}"
+        print(f"spool {spool['path']}: {spool['events']} events, {spool['bytes']} bytes{trouble}")
     if listen is not None:
         counts = ", ".join(f"{name} {listen[name]}" for name in ("published", "refused", "failed"))
         print(f"listen, to {listen['topic']}: {listen['session']}; {counts}")
@@ -249,6 +253,9 @@ def show_status(args: argparse.Namespace) -> int:
             counts = ", ".join(f"{name} {route[name]}" for name in _COUNTS if route[name])
             print(f"    route {route['name']} ({route['filter']}): {counts or 'nothing yet'}")
             print(f"        p50 {route['p50'] * 1e3:.2f} ms, p99 {route['p99'] * 1e3:.2f} ms")
+            if (share := route["spool"]) is not None:
+                room = f"{share['bytes']} of {share['of']} bytes"
+                print(f"        in the spool {share['events']} events, {room}")
     return 0 if well else 1
 
 

@@ -48,18 +48,18 @@ class Feed:
         self.flow, self.spooling = flow, spooling
         self._writer, self._journal, self._to = writer, journal, to
         self._route = flow.route.name
-        self._share = writer.share(self._route, spooling.size)
+        self.share = writer.share(self._route, spooling.size)
         self._last = 0
         """The newest entry that the pipeline has been given."""
         self._ahead = self._ahead_bytes = 0
-        self._more = bool(self._share.count)
+        self._more = bool(self.share.count)
         """Whether there are entries on disk that the pipeline has not been given."""
         self._missed = False
         """Whether some were written while we read, perhaps too late for that."""
         self._loading: asyncio.Task[None] | None = None
         self._unsafe = 0
         self._stopped = False
-        flow.counters.received += self._share.count  # by an earlier life
+        flow.counters.received += self.share.count  # by an earlier life
 
     def start(self) -> None:
         """Deliver what an earlier life has left."""
@@ -68,7 +68,7 @@ class Feed:
     def change(self, flow: Flow, spooling: Spooling) -> None:
         """The route has become another one of the same name."""
         self.flow, self.spooling = flow, spooling
-        self._share = self._writer.share(self._route, spooling.size)
+        self.share = self._writer.share(self._route, spooling.size)
 
     # --- in ---
 
@@ -137,12 +137,12 @@ class Feed:
         """Why messages of the route are not taken."""
         if self._writer.trouble is not None:
             return self._writer.trouble
-        if self._share.blocked:
+        if self.share.blocked:
             return f"the route's share of the spool ({self.spooling.size} bytes) is full"
         return None
 
     def snapshot(self) -> dict[str, object]:
-        share = self._share
+        share = self.share
         return {"events": share.count, "bytes": share.bytes, "of": share.bound}
 
     def stop(self) -> None:

@@ -18,6 +18,7 @@ from weir.proxy.policy.histogram import SUB_BITS, Latencies, lower_bound
 
 if TYPE_CHECKING:
     from weir.adaptor.backward import Backward
+    from weir.adaptor.feed import Feed
     from weir.adaptor.service import Adaptor, Lane
 
 PATIENCE = 5.0
@@ -67,6 +68,7 @@ def _lines(adaptor: Adaptor) -> Iterator[str]:
             *(kind, about),
             ((labels, getattr(flow.counters, name)) for labels, flow in flows),
         )
+    yield from _spool([(labels, flow.feed) for labels, flow in flows if flow.feed is not None])
     full = "weir_adaptor_delivery_seconds"
     yield f"# HELP {full} From the message's receipt to its sink's 2xx.\n# TYPE {full} histogram\n"
     for labels, flow in flows:
@@ -80,6 +82,20 @@ def _lines(adaptor: Adaptor) -> Iterator[str]:
     yield from _pods(adaptor.lanes)
     if adaptor.backward is not None:
         yield from _backward(adaptor.backward)
+
+
+def _spool(feeds: list[tuple[str, Feed]]) -> Iterator[str]:
+    for name, about, value in _PER_FEED:
+        if feeds:
+            samples = ((labels, value(feed)) for labels, feed in feeds)
+            yield from _family(f"weir_adaptor_{name}", "gauge", about, samples)
+
+
+_PER_FEED: tuple[tuple[str, str, Callable[[Feed], float]], ...] = (
+    ("events_spooled", "Events of the route in the spool.", lambda feed: feed.share.count),
+    ("spool_bytes", "What they take there.", lambda feed: feed.share.bytes),
+    ("spool_limit_bytes", "What they may take.", lambda feed: feed.share.bound),
+)
 
 
 def _pods(lanes: Iterable[Lane]) -> Iterator[str]:

@@ -6,6 +6,7 @@ What the file itself promises is in tests/unit/test_spool; what random deaths do
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import time
 from collections import Counter
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from mqtt5 import PublishPacket, QoS
 
 from tests.broker.harness import (
     QUICK,
@@ -27,10 +29,14 @@ from tests.broker.harness import (
     routes,
     until,
 )
+from tests.broker.test_commands import weir
+from tests.broker.test_operations import value
+from weir.adaptor.operations import metrics
 from weir.adaptor.quarantine import Quarantine
 from weir.adaptor.service import client_id
 from weir.adaptor.session import Session5
-from weir.adaptor.spool import entries
+from weir.adaptor.spool import Batch, Entry, Spool, entries
+from weir.proxy.wire.status import serve_status
 
 READINGS = [("plant/x", b"%d" % n) for n in range(40)]
 BODIES = [payload for _, payload in READINGS]
@@ -327,3 +333,61 @@ async def test_a_damaged_spool_is_named_before_anything_is_taken(
     assert f"the spool {tmp_path}/spool.db is damaged" in told
     assert "move it away" in told
     assert not broker.subscribed(client_id("weir", sink.url))
+
+
+# --- what people see ------------------------------------------------------------------------------
+
+
+async def test_status_and_metrics_tell_what_is_in_the_spool(
+    broker: Mosquitto, sink: Sink, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await sink.stop()
+    async with adaptor(broker.url, one_route(sink, SPOOL), tmp_path) as running:
+        await broker.publish(READINGS)
+        await until(lambda: spooled(running) == 40, "they are in the spool")
+        size = running.route("all")["spool"]["bytes"]
+        text = metrics(running.adaptor).decode()
+        assert value(text, "weir_adaptor_events_spooled", route="all") == 40
+        assert value(text, "weir_adaptor_spool_bytes", route="all") == size > 0
+        assert value(text, "weir_adaptor_spool_limit_bytes", route="all") == 256 << 20
+        assert value(text, "weir_adaptor_events_pending", route="all") == 40
+        server = await serve_status(tmp_path / "status", running.adaptor.snapshot)
+        await asyncio.to_thread(weir, "adaptor", "status", str(tmp_path / "status"))
+        server.close()
+        told = capsys.readouterr().out
+        assert f"spool {tmp_path}/spool.db: 40 events, {size} bytes" in told
+        assert "in the spool 40 events" in told
+
+
+def test_the_spool_can_be_listed_and_discarded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "spool.db"
+    packet = PublishPacket("plant/x", b"21.5", qos=QoS.AT_LEAST_ONCE, packet_id=1).write()
+    spool = Spool(path)
+    spool.write(
+        Batch(entries=[Entry(n, "b" if n > 2 else "a", 0.0, f"id-{n}", packet) for n in (1, 2, 3)])
+    )
+    where = ("--spool", str(path))
+    assert weir("spool", "list", *where) == 0
+    assert "a: 2 events, the oldest of 1970-01-01 00:00:00Z\nb: 1 events" in capsys.readouterr().out
+    assert weir("spool", "list", "--events", "--route", "b", *where) == 0
+    assert "b  id id-3\n        plant/x, 4 bytes" in capsys.readouterr().out
+    assert weir("spool", "list", "--json", *where) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["id"] == "id-1"
+    assert weir("spool", "discard", *where) == 2
+    assert "--all" in capsys.readouterr().err
+    assert weir("spool", "discard", "1", *where) == 2
+    assert "in use by another adaptor" in capsys.readouterr().err
+    spool.close()
+    assert weir("spool", "discard", "1", *where) == 0
+    assert weir("spool", "discard", "--all", "--route", "b", *where) == 0
+    assert [each.number for each in entries(path)] == [2]
+
+
+def test_a_spool_that_is_not_there_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert weir("spool", "list", "--spool", str(tmp_path / "none.db")) == 2
+    assert "there is no spool" in capsys.readouterr().err
+    assert not (tmp_path / "none.db").exists()
