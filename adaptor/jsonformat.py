@@ -11,6 +11,7 @@ import base64
 import binascii
 import json
 import re
+from collections.abc import Mapping
 from typing import NoReturn
 
 from weir.adaptor.events import (
@@ -199,26 +200,39 @@ def to_json(event: Event) -> bytes:
     members = dict(event.attributes)
     if event.content_type is not None:
         members["datacontenttype"] = event.content_type
+    return _with_data(_object_of(members), event.content_type, event.data)
+
+
+def completed(
+    begun: bytes, late: Mapping[str, str], content_type: str | None, data: bytes
+) -> bytes:
+    """`to_json` of the event whose other attributes and content type `begun` is the `to_json` of;
+    `late`: the attributes that it lacks."""
+    return _with_data(b"%s,%s" % (begun[:-1], _object_of(late)[1:]), content_type, data)
+
+
+def _object_of(members: Mapping[str, str]) -> bytes:
     text = json.dumps(members, ensure_ascii=False, separators=(",", ":"))
-    if event.data:
-        text = f"{text[:-1]},{_data_member(event.content_type, event.data)}}}"
     try:
         return text.encode()
     except UnicodeEncodeError:
         return re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text).encode()
 
 
-def _data_member(declared: str | None, data: bytes) -> str:
+def _with_data(members: bytes, declared: str | None, data: bytes) -> bytes:
+    return b"%s,%s}" % (members[:-1], _data_member(declared, data)) if data else members
+
+
+def _data_member(declared: str | None, data: bytes) -> bytes:
     try:
         if declared is not None and is_json(declared):
-            text = data.decode()
-            _decoder.decode(text)
-            return f'"data":{text}'
+            _decoder.decode(data.decode())
+            return b'"data":%s' % data
         if declared is not None and _is_text(declared):
-            return f'"data":{json.dumps(data.decode(), ensure_ascii=False)}'
+            return b'"data":%s' % json.dumps(data.decode(), ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         pass  # not what it says it is; base64 carries everything
-    return f'"data_base64":"{base64.b64encode(data).decode("ascii")}"'
+    return b'"data_base64":"%s"' % base64.b64encode(data)
 
 
 def _is_text(media_type: str) -> bool:

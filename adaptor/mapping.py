@@ -22,12 +22,13 @@ from weir.adaptor.events import (
     Event,
     MalformedEvent,
     encode_value,
-    header,
+    http_headers,
     is_media_type,
     is_timestamp,
     shown,
 )
-from weir.adaptor.httpbinding import encoded
+from weir.adaptor.httpbinding import BATCH_LINE, STRUCTURED_LINE, encoded
+from weir.adaptor.jsonformat import completed, to_json
 from weir.adaptor.mqttbinding import TELLING, maybe_structured, published
 from weir.adaptor.routes import Route
 from weir.adaptor.templates import Content, Template
@@ -109,7 +110,6 @@ class Mapper:
             any(each.dynamic for each in templates)
             or route.id is not None
             or route.time is not None
-            or route.sending.mode != "binary"
         )
         """Whether no two events share their attributes, so that nothing can be kept."""
         self._rendered: dict[tuple[str, str | None, int], bytes] = {}
@@ -142,6 +142,11 @@ class Mapper:
             return encoded(self.event(message, event_id, received), self.route.sending.mode)
         key = (message.topic, content_type, message.qos.value)
         rendered = self._rendered.get(key) or self._render(key, message)
+        mode = self.route.sending.mode
+        if mode != "binary":
+            late = {"id": event_id, "time": self._clock.text(received)}
+            body = completed(rendered, late, self._content_type(message), message.payload)
+            return (STRUCTURED_LINE, body) if mode == "structured" else (BATCH_LINE, b"[%s]" % body)
         if properties:
             event_id = encode_value(event_id)  # the publisher's; minted ones need no encoding
         stamp = f"ce-id: {event_id}\r\nce-time: {self._clock.text(received)}\r\n"
@@ -154,9 +159,12 @@ class Mapper:
         return encoded(self.plain(message, event_id, received), self.route.sending.mode)
 
     def _render(self, key: tuple[str, str | None, int], message: PublishPacket) -> bytes:
+        """What is the same for all messages of this key: header lines, or the event as JSON but for
+        its id, time and data."""
         attributes = self._fixed(message, None) | _arrival(message)
-        lines = b"".join(header(name, value) for name, value in attributes.items())
-        lines += f"Content-Type: {self._content_type(message)}\r\n".encode("ascii")
+        without_data = Event(attributes, b"", self._content_type(message))
+        binary = self.route.sending.mode == "binary"
+        lines = http_headers(without_data) if binary else to_json(without_data)
         if len(lines) + len(message.content_type or "") <= LONGEST_REMEMBERED:
             if len(self._rendered) >= REMEMBERED:
                 self._rendered.clear()

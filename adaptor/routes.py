@@ -45,7 +45,7 @@ from weir.adaptor.endpoints import (
     parse_dead_letter,
     parse_sink,
 )
-from weir.adaptor.events import REQUIRED, is_attribute_name, is_media_type
+from weir.adaptor.events import REQUIRED, is_attribute_name, is_media_type, names_a_format
 from weir.adaptor.keeping import FIELDS as KEEPING_FIELDS
 from weir.adaptor.keeping import Keeping, parse_keeping
 from weir.adaptor.retry import Delivery, parse_duration
@@ -289,6 +289,8 @@ def _concurrency(place: Place) -> int | None:
 def _media_type(value: str) -> str:
     if not is_media_type(value):
         raise ValueError(f"`{value}` is not a media type like application/json")
+    if names_a_format(value):
+        raise ValueError(f"`{value}` is for messages that say so themselves; leave it out")
     return value
 
 

@@ -21,6 +21,7 @@ from weir.adaptor.events import (
     is_media_type,
     is_timestamp,
 )
+from weir.adaptor.httpbinding import Mode, encoded
 from weir.adaptor.jsonformat import from_json
 from weir.adaptor.mapping import Clock, Mapper, minted_ids, publisher_id
 from weir.adaptor.routes import parse
@@ -296,7 +297,10 @@ properties = st.lists(
     topic=text.map(lambda value: "a/" + value.translate(dict.fromkeys(map(ord, "\0+#")))),
     payload=st.binary(max_size=20) | st.just(json.dumps(REQUIRED).encode()),
     user_properties=properties,
-    content_type=st.sampled_from([None, "text/csv", "bad", "application/cloudevents+json"]),
+    content_type=st.sampled_from(
+        [None, "text/csv", "bad", "application/json", "application/cloudevents+json"]
+    ),
+    mode=st.sampled_from(["binary", "structured", "batch"]),
     retain=st.booleans(),
     duplicate=st.booleans(),
     payload_format_indicator=st.integers(0, 1),
@@ -305,9 +309,9 @@ properties = st.lists(
     given_id=text.filter(bool),
 )
 def test_the_fast_encoding_says_what_the_event_says(
-    topic: str, payload: bytes, sniff: bool, given_id: str, **more: object
+    topic: str, payload: bytes, sniff: bool, given_id: str, mode: Mode, **more: object
 ) -> None:
-    both = mapper(sniff=sniff)
+    both = mapper(f"mode: {mode}", sniff=sniff)
     published = message(payload, topic, **more)
     event_id = given_id if published.user_properties else "minted"
     for _ in range(2):  # rendered, and from memory
@@ -318,8 +322,14 @@ def test_the_fast_encoding_says_what_the_event_says(
                 both.encode(published, event_id, NOW)
             return
         head, body = both.encode(published, event_id, NOW)
-        assert sorted(head.split(b"\r\n")) == sorted(http_headers(event).split(b"\r\n"))
-        assert body == event.data
+        said, body_said = encoded(event, mode)
+        assert sorted(head.split(b"\r\n")) == sorted(said.split(b"\r\n"))
+        if head.startswith(b"Content-Type: application/cloudevents"):
+            body, body_said = (each.strip(b"[]") for each in (body, body_said))
+            assert from_json(body) == from_json(body_said)
+            assert len(body) == len(body_said)
+        else:
+            assert body == body_said
 
 
 def test_minted_ids_look_like_uuids_and_differ_between_sources() -> None:

@@ -105,6 +105,7 @@ def one(fields: str) -> str:
         (one("source: '{nope}'"), ["field `source`", "unknown name"]),
         (one("subject: 5"), ["field `subject`", "must be a text"]),
         (one("datacontenttype: json"), ["field `datacontenttype`", "media type"]),
+        (one("datacontenttype: application/cloudevents+json"), ["`datacontenttype`", "leave it"]),
         (one("delivery: 5"), ["field `delivery`", "mapping"]),
         (one("delivery: {retries: 5}"), ["field `delivery.retries`", "unknown", "retry"]),
         (one("delivery: {retry: -1}"), ["field `delivery.retry`", "whole number"]),
