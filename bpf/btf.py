@@ -7,6 +7,7 @@ on the machines we support. Format: Documentation/bpf/btf.rst of the kernel.
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -162,21 +163,35 @@ class Btf:
     @cached_property
     def maps(self) -> dict[str, MapTypes]:
         """Key and value types of every map that was defined with __type()."""
-        found = {}
+        return {
+            name: MapTypes(self._pointed_at(members["key"]), self._pointed_at(members["value"]))
+            for name, members in self._definitions()
+            if {"key", "value"} <= members.keys()
+        }
+
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits that two objects share if one may use the other's maps:
+        names, settings, key and value types of all maps, and enum layout's version."""
+        told: list[object] = [self.enum("layout")]
+        for name, members in sorted(self._definitions()):
+            settings = {
+                member: self._types[number].tail[8:12]  # __uint(): a pointer to an array so long
+                for member, pointer in members.items()
+                for number in (self._types[pointer].size_or_type,)
+                if self._types[number].kind == _ARRAY
+            }
+            told += [name, sorted(settings.items()), self.maps.get(name)]
+        return hashlib.sha256(repr(told).encode()).hexdigest()[:12]
+
+    def _definitions(self) -> Iterator[tuple[str, dict[str, int]]]:
+        """(map, {what is said of it: type number})."""
         for section in self._types:
             if section.kind != _DATASEC or section.name != ".maps":
                 continue
             for number, _offset, _size in section.members():
                 variable = self._types[number]
-                types = {
-                    self._string(at): member
-                    for at, member, _ in self._types[variable.size_or_type].members()
-                }
-                if {"key", "value"} <= types.keys():
-                    found[variable.name] = MapTypes(
-                        self._pointed_at(types["key"]), self._pointed_at(types["value"])
-                    )
-        return found
+                members = self._types[variable.size_or_type].members()
+                yield variable.name, {self._string(at): member for at, member, _ in members}
 
     def _pointed_at(self, number: int) -> Layout:
         return self._layout(self._types[number].size_or_type)

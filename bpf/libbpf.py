@@ -1,4 +1,4 @@
-"""A small ctypes binding over the system's libbpf.so.1: open, load, attach, pin.
+"""A small ctypes binding over the system's libbpf.so.1: open, load, attach, pin, replace.
 
 Owns handles and their lifetime: whatever was attached here is detached by close(). Knows no
 program or map by name. Needs no compiler and no headers. Errors are `BpfError` (an OSError)
@@ -10,13 +10,17 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from functools import cache
 from pathlib import Path
 
 TCX_INGRESS = 46  # enum bpf_attach_type
 _TC_INGRESS = 1  # enum bpf_tc_attach_point
+_TC_REPLACE = 1  # enum: BPF_TC_F_REPLACE
+_TC_PRIORITY = 30567
+_LINK_CGROUP = 3  # enum bpf_link_type
+_MAP_INFO_BTF_ID = 64  # struct bpf_map_info
 _PRINT = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
 
 
@@ -98,8 +102,12 @@ def library() -> ctypes.CDLL:
         ("bpf_map__fd", c_int, c_void_p),
         ("bpf_link__destroy", c_int, c_void_p),
         ("bpf_link__pin", c_int, c_void_p, c_char_p),
-        ("bpf_link__unpin", c_int, c_void_p),
         ("bpf_obj_pin", c_int, c_int, c_char_p),
+        ("bpf_obj_get", c_int, c_char_p),
+        ("bpf_obj_get_info_by_fd", c_int, c_int, c_void_p, POINTER(c_uint32)),
+        ("bpf_btf_get_fd_by_id", c_int, c_uint32),
+        ("bpf_map__reuse_fd", c_int, c_void_p, c_int),
+        ("bpf_link_update", c_int, c_int, c_int, c_void_p),
         ("bpf_link_create", c_int, c_int, c_int, c_int, POINTER(_LinkOptions)),
         ("bpf_tc_hook_create", c_int, POINTER(_TcHook)),
         ("bpf_tc_hook_destroy", c_int, POINTER(_TcHook)),
@@ -127,19 +135,19 @@ class Link:
         self,
         close: Callable[[], None],
         pin: Callable[[Path], None] | None = None,
-        unpin: Callable[[], None] | None = None,
     ) -> None:
         self._close: Callable[[], None] | None = close
-        self._pin, self._unpin = pin, unpin
+        self._pin = pin
+
+    @property
+    def pins(self) -> bool:
+        """Can it be pinned? All can but the filters of clsact, which stay by themselves."""
+        return self._pin is not None
 
     def pin(self, path: Path) -> None:
         if self._pin is None:
             raise BpfError(errno.EOPNOTSUPP, f"pinning to {path}")
         self._pin(path)
-
-    def unpin(self) -> None:
-        if self._unpin is not None:
-            self._unpin()
 
     def close(self) -> None:
         close, self._close = self._close, None
@@ -147,16 +155,70 @@ class Link:
             close()
 
 
+def pinned(path: Path) -> int:
+    """A descriptor of what is pinned there. Raises BpfError."""
+    fd: int = library().bpf_obj_get(os.fsencode(path))
+    if fd < 0:
+        raise BpfError(-fd, f"opening {path}")
+    return fd
+
+
+def map_btf(fd: int) -> bytes:
+    """The types that a map was created with; empty if with none."""
+    info = _info(fd, _MAP_INFO_BTF_ID + 4)
+    number = int.from_bytes(info[_MAP_INFO_BTF_ID:], "little")
+    if not number:
+        return b""
+    btf = library().bpf_btf_get_fd_by_id(number)
+    if btf < 0:
+        raise BpfError(-btf, f"opening BTF {number}")
+    try:
+        size = int.from_bytes(_info(btf, 16)[8:12], "little")
+        data = ctypes.create_string_buffer(size)
+        _info(btf, 16, ctypes.addressof(data).to_bytes(8, "little") + size.to_bytes(4, "little"))
+    finally:
+        os.close(btf)
+    return data.raw
+
+
+def link_target(fd: int) -> int:
+    """What a link is attached to: a cgroup's or network namespace's number, an interface's
+    index; 0 when that is gone, and the link attached to nothing."""
+    info = _info(fd, 24)
+    kind = int.from_bytes(info[:4], "little")
+    size = 8 if kind == _LINK_CGROUP else 4
+    return int.from_bytes(info[16 : 16 + size], "little")
+
+
+def replace(link: int, program: int) -> None:
+    """From now on `link` runs another program; no packet meets none. Raises BpfError."""
+    result = library().bpf_link_update(link, program, None)
+    if result < 0:
+        raise BpfError(-result, "replacing a program")
+
+
+def _info(fd: int, size: int, given: bytes = b"") -> bytes:
+    data = ctypes.create_string_buffer(given, size)
+    result = library().bpf_obj_get_info_by_fd(fd, data, byref(c_uint32(size)))
+    if result < 0:
+        raise BpfError(-result, "reading about a BPF object")
+    return data.raw
+
+
 class BpfObject:
     """An object file, opened and loaded: its programs and maps are in the kernel until close()."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises BpfError (with the verifier's log), LibbpfMissing."""
+    def __init__(self, path: Path, reused: Mapping[str, int] | None = None) -> None:
+        """`reused`: maps, by name, that are there already; theirs are the definitions then.
+
+        Raises BpfError (with the verifier's log), LibbpfMissing."""
         self._lib = library()
         _log().take()
         self._handle = self._lib.bpf_object__open_file(os.fsencode(path), None)
         if not self._handle:
             raise BpfError(ctypes.get_errno(), f"opening {path}", _log().take())
+        for name, fd in (reused or {}).items():
+            self._checked(self._lib.bpf_map__reuse_fd(self._find("map", name), fd), f"using {name}")
         result = self._lib.bpf_object__load(self._handle)
         if result < 0:
             log = _log().take()
@@ -197,7 +259,12 @@ class BpfObject:
             byref(_LinkOptions(sz=ctypes.sizeof(_LinkOptions))),
         )
         if link >= 0:
-            return Link(lambda: os.close(link))
+            return Link(
+                lambda: os.close(link),
+                lambda path: self._checked(
+                    self._lib.bpf_obj_pin(link, os.fsencode(path)), f"pinning {program} to {path}"
+                ),
+            )
         _log().take()
         return self._attach_clsact(program, ifindex)
 
@@ -216,12 +283,18 @@ class BpfObject:
             lambda path: self._checked(
                 self._lib.bpf_link__pin(link, os.fsencode(path)), f"pinning {program} to {path}"
             ),
-            lambda: self._checked(self._lib.bpf_link__unpin(link), f"unpinning {program}"),
         )
 
     def _attach_clsact(self, program: str, ifindex: int) -> Link:
         hook = _TcHook(sz=ctypes.sizeof(_TcHook), ifindex=ifindex, attach_point=_TC_INGRESS)
-        options = _TcOptions(sz=ctypes.sizeof(_TcOptions), prog_fd=self.program_fd(program))
+        # the place of this filter is fixed, so that whoever comes after a SIGKILL replaces it
+        options = _TcOptions(
+            sz=ctypes.sizeof(_TcOptions),
+            prog_fd=self.program_fd(program),
+            flags=_TC_REPLACE,
+            handle=1,
+            priority=_TC_PRIORITY,
+        )
         created = self._lib.bpf_tc_hook_create(byref(hook))
         if created not in (0, -errno.EEXIST):
             raise BpfError(-created, f"adding clsact to interface {ifindex}", _log().take())

@@ -26,6 +26,14 @@
 #define MAX_LISTENERS (8 * MAX_PODS)
 #define MAX_METERS    (LANES * MAX_PODS)
 
+/* Raise it when something that is kept in a map (also a parser's state) gets another meaning, and
+ * no definition changes that would tell: an agent uses the maps of an earlier one if their layouts
+ * are equal (docs/decisions/027). */
+enum layout {
+	LAYOUT_VERSION = 1,
+};
+const volatile enum layout layout_version = LAYOUT_VERSION; /* keeps the enum in the BTF */
+
 /* ---- which pod, which listener --------------------------------------------------------- */
 
 /* IPv6, or IPv4 mapped into it (::ffff:a.b.c.d) */

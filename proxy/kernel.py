@@ -1,83 +1,85 @@
 """The direct path of pods: steering and counting in the kernel.
 
-Owns the loaded object, what is attached to each pod, and the meaning of its maps. Refuses to
-know when a pod may be called directly (the agent says so) and never reads a byte of traffic.
+Owns the loaded object and which pods are attached. Refuses to know when a pod may be called
+directly (the agent says so) and never reads a byte of traffic.
 
 What is guaranteed: counting starts with the attachment and covers every connection accepted on
 the direct port from then on; a snapshot of the counters is consistent; detaching leaves nothing
 behind in the kernel. A connection that was open when the pod was detached is not counted again
-after a new attachment.
+after a new attachment. With pins, steering and counting go on without this process, and the next
+one that loads adopts them (docs/decisions/027).
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import platform
-import socket
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Literal
 
 from weir.bpf import OBJECT
 from weir.bpf.btf import Btf, BtfError
-from weir.bpf.libbpf import BpfError, BpfObject, LibbpfMissing, Link
-from weir.bpf.maps import Map
-from weir.proxy import listeners, netns
+from weir.bpf.libbpf import BpfError, BpfObject, LibbpfMissing, map_btf
+from weir.proxy import netns, pins
+from weir.proxy.attached import (
+    AttachedPod,
+    KernelUnavailable,
+    PodTarget,
+    Programs,
+    Steering,
+    Tables,
+)
 from weir.proxy.counters import PodCounters
 
 __all__ = ["AttachedPod", "Kernel", "KernelUnavailable", "PodCounters", "PodTarget", "Steering"]
 
-Steering = Literal["sk_lookup", "tc", "none"]
+log = logging.getLogger("weir.kernel")
 
 MINIMUM_KERNEL = (5, 17)  # bpf_loop
-# in this order: before the program that opens connections, those that follow them
-_CGROUP_PROGRAMS = ("follow_in", "follow_out", "peer_is_local4", "peer_is_local6", "socket_event")
 _CAP_NET_ADMIN, _CAP_SYS_ADMIN = 12, 21
-_FAMILIES = (socket.AF_INET, socket.AF_INET6)
-
-
-class KernelUnavailable(Exception):
-    """The direct path can't be had here. str() is one line: why, and what to do about it."""
-
-
-@dataclass(frozen=True)
-class PodTarget:
-    name: str
-    netns: Path
-    cgroup: Path
-    addresses: tuple[str, ...]
-    user_port: int
-    direct_port: int
-    interface: str = "eth0"
+MAPS = ("pods", "addresses", "listeners", "meters", "connections", "open_streams")
 
 
 class Kernel:
     """One loaded object, which serves many pods."""
 
-    def __init__(self, loaded: BpfObject, btf: Btf) -> None:
-        def typed(name: str) -> Map:
-            return Map(name, loaded.map_fd(name), btf.maps[name])
-
+    def __init__(
+        self,
+        loaded: Programs,
+        btf: Btf,
+        root: Path | None = None,
+        layout: pins.Layout | None = None,
+        earlier: tuple[pins.Layout, ...] = (),
+    ) -> None:
         self.object = loaded
-        self.pods, self.addresses = typed("pods"), typed("addresses")
-        self.listeners, self.meters = typed("listeners"), typed("meters")
-        self.slots = btf.enum("listener_slot")["LISTENER_SLOTS"]
-        self.lanes = min(btf.enum("meter_lane")["LANES"], _possible_cpus())
+        self.tables = Tables({name: loaded.map_fd(name) for name in MAPS}, btf, layout, loaded)
+        self.pods, self.addresses = self.tables.pods, self.tables.addresses
+        self.listeners, self.meters = self.tables.listeners, self.tables.meters
+        self._root = root
+        self._fds: list[int] = []
+        self._earlier = [tables for each in earlier if (tables := self._read(each)) is not None]
         self._attached: dict[int, AttachedPod] = {}
-        self._closed = False
+        self._closed = self._inside = False
 
     @classmethod
-    def load(cls, object_path: Path | None = None) -> Kernel:
-        """Raises KernelUnavailable."""
+    def load(cls, object_path: Path | None = None, root: Path | None = None) -> Kernel:
+        """`root`: a directory of a bpffs where all is pinned, so that it outlives this process
+        and is found there by the next; where that can't be had, the log says why.
+
+        Raises KernelUnavailable."""
         path = object_path or OBJECT
         _check_machine()
         if not path.exists():
             raise KernelUnavailable(f"{path} is not built: run `make bpf`")
         try:
             btf = Btf.of_object(path)
+            if root is not None:
+                try:
+                    return cls._load_pinned(path, btf, root)
+                except pins.PinsUnavailable as error:
+                    log.warning("nothing is pinned: %s", error)
             return cls(BpfObject(path), btf)
         except LibbpfMissing as error:
             raise KernelUnavailable(
@@ -88,9 +90,34 @@ class Kernel:
         except BpfError as error:
             raise KernelUnavailable(_explain(error)) from error
 
+    @classmethod
+    def _load_pinned(cls, path: Path, btf: Btf, root: Path) -> Kernel:
+        with pins.opened(root), contextlib.ExitStack() as undo:
+            layout = pins.layout(root, btf.fingerprint())
+            undo.callback(layout.close)
+            fds = layout.map_fds()
+            for fd in fds.values():
+                undo.callback(os.close, fd)
+            if fds.keys() != set(MAPS):  # its maker was killed in between: no pod uses them yet
+                for name in fds:
+                    (layout.maps / name).unlink()
+                fds = {}
+            loaded = BpfObject(path, fds)
+            undo.callback(loaded.close)
+            if not fds:
+                for name in MAPS:
+                    loaded.pin_map(name, layout.maps / name)
+            earlier = tuple(pins.others(root, layout.name))
+            kernel = cls(loaded, btf, root, layout, earlier)
+            undo.pop_all()
+            for fd in fds.values():  # the object has descriptors of its own
+                os.close(fd)
+        kernel.sweep()
+        return kernel
+
     def attach(self, target: PodTarget) -> AttachedPod:
-        """Attached and counting, but not steering yet. Raises KernelUnavailable; nothing is
-        left attached then."""
+        """Attached and counting, but not steering yet; or adopted as it was pinned. Raises
+        KernelUnavailable; nothing is left attached then."""
         try:
             cookie = netns.cookie(target.netns)
         except OSError as error:
@@ -100,26 +127,84 @@ class Kernel:
                 f"pod {target.name}: {target.netns} is attached as pod "
                 f"{self._attached[cookie].target.name}; detach that first"
             )
-        pod = AttachedPod(self, target, cookie)
+        self.sweep()
+        whole = (tables for tables in self._earlier if tables.whole(cookie))
+        tables = next(whole, self.tables)
+        pod = AttachedPod(tables, target, cookie, self._exclusive, self._forget)
         self._attached[cookie] = pod
         try:
-            pod._attach()
+            with self._exclusive():
+                pod.attach(self._make_way)
         except OSError as error:
             pod.detach()
             raise KernelUnavailable(f"pod {target.name}: {_explain(error)}") from error
         return pod
 
+    def sweep(self) -> int:
+        """Remove what is pinned of pods that have ended, or were attached halfway by an agent
+        that was killed; of how many."""
+        removed = 0
+        with self._exclusive():
+            for tables in (self.tables, *self._earlier):
+                if tables.layout is None:
+                    continue
+                for cookie in tables.layout.pods():
+                    if cookie in self._attached:
+                        continue
+                    if not tables.whole(cookie) or tables.layout.dead(cookie):
+                        tables.remove(cookie)
+                        removed += 1
+        return removed
+
     def close(self) -> None:
-        """Detach every pod and unload. Idempotent."""
+        """Unload. Pods that are pinned stay as they are, all others are detached. Idempotent."""
         if self._closed:
             return
         self._closed = True
         for pod in tuple(self._attached.values()):
-            pod.detach()
+            pod.release()
+        self.sweep()
+        with self._exclusive():
+            for tables in (self.tables, *self._earlier):
+                if tables.layout is not None:
+                    tables.layout.close(remove_unused=True)
+        for fd in self._fds:
+            os.close(fd)
         self.object.close()
+
+    def _read(self, layout: pins.Layout) -> Tables | None:
+        """The maps of an earlier version, by the types that they were made with."""
+        if not layout.pods():
+            layout.close(remove_unused=True)
+            return None
+        fds: dict[str, int] = {}
+        try:
+            fds = layout.map_fds()
+            tables = Tables(fds, Btf(map_btf(fds["pods"]), str(layout.path)), layout, None)
+        except (BpfError, BtfError, KeyError) as error:
+            log.warning("%s can't be read, its pods are attached anew: %s", layout.path, error)
+            for fd in fds.values():
+                os.close(fd)
+            layout.close()
+            return None
+        self._fds += fds.values()
+        return tables
 
     def _forget(self, cookie: int) -> None:
         self._attached.pop(cookie, None)
+
+    @contextlib.contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """Two agents side by side don't make and remove the same things at once. Reentrant."""
+        if self._root is None or self._inside:
+            yield
+            return
+        with pins.opened(self._root):
+            self._inside = True
+            try:
+                yield
+            finally:
+                self._inside = False
 
     def _make_way(self, newcomer: PodTarget, owner: int | None) -> None:
         """A new pod has the address of another one. Of a dead one: addresses are reused, so
@@ -139,227 +224,9 @@ class Kernel:
         pod.detach()
 
 
-class AttachedPod:
-    """One pod under a Kernel. Made by Kernel.attach()."""
-
-    def __init__(self, kernel: Kernel, target: PodTarget, cookie: int) -> None:
-        self.target, self.cookie = target, cookie
-        self._kernel = kernel
-        self.links: dict[str, Link] = {}
-        self._tc: Link | None = None
-        self._mptcp_found = False
-        self._last: PodCounters | None = None
-        self._detached = False
-
-    def open_direct(self) -> None:
-        """Steer new connections to the direct port. Idempotent."""
-        self._configure(enabled=True)
-
-    def close_direct(self) -> None:
-        """Refuse new connections (RST); established ones go on and stay counted. Idempotent."""
-        self._configure(enabled=False)
-
-    def adopt_listeners(self) -> int:
-        """Listeners on the user port that were there before the attachment enter the map now;
-        how many did. Sockets of the app are held only for the moment of the insertion."""
-        known = {cookie for _, cookie in self._entries()}
-        adopted = 0
-        for listener in listeners.of_cgroup(
-            self.target.cgroup, self.target.netns, self.target.user_port
-        ):
-            with listener:
-                if listeners.is_mptcp(listener):
-                    self._mptcp_found = True
-                elif listeners.cookie(listener) not in known:
-                    known.add(listeners.cookie(listener))
-                    adopted += self._insert(listener)
-        return adopted
-
-    def steering(self) -> Steering:
-        """What reaches the app's listener now. Attaches the tc variant when an MPTCP listener
-        needs it, and takes it off when the app listens on plain TCP again. Raises
-        KernelUnavailable when the pod's interface isn't there."""
-        if any(True for _ in self._entries()):
-            self._detach_tc()
-            return "sk_lookup"
-        if not self._mptcp_listens():
-            return "none"
-        if self._tc is None:
-            self._tc = self._attach_tc()
-        return "tc"
-
-    def counters(self) -> PodCounters:
-        """A consistent snapshot; after detach() the last one before it."""
-        if self._detached and self._last is not None:
-            return self._last
-        meter = self._meter()
-        if meter is None:
-            raise RuntimeError(f"pod {self.target.name} is not attached")
-        at = time.monotonic_ns()
-        return PodCounters(
-            started=meter["started"],
-            finished=meter["finished"],
-            aborted=meter["aborted"],
-            in_flight=max(meter["in_flight"], 0),
-            integral_ns=(meter["wsum"] + meter["in_flight"] * at) % (1 << 64),
-            at_ns=at,
-            connections=meter["connections"],
-            open_connections=meter["connections"] - meter["closed"],
-            upgraded=meter["upgraded"],
-            http2=meter["http2"],
-            crowded=meter["crowded"],
-            over_budget=meter["over_budget"],
-            malformed=meter["malformed"],
-            out_of_order=meter["out_of_order"],
-            framing_lost=meter["framing_lost"],
-            listeners=meter["listeners"],
-            mptcp_refused=meter["refused"],
-            steered=meter["steered"],
-            missed=meter["missed"],
-            latency=meter["latency"],
-        )
-
-    def detach(self) -> None:
-        """Steering and counting end, nothing stays in the kernel. Idempotent."""
-        if self._detached:
-            return
-        kernel = self._kernel
-        if self._meter() is not None:
-            self._last = self.counters()
-        self._detached = True
-        self._detach_tc()
-        while self.links:
-            self.links.popitem()[1].close()
-        for key, _ in tuple(self._entries()):
-            kernel.listeners.delete(key)
-        for address in self._addresses():
-            if kernel.addresses.get(address) == self.cookie:
-                kernel.addresses.delete(address)
-        kernel.pods.delete(self.cookie)
-        for lane in self._lanes():
-            kernel.meters.delete(lane)
-        kernel._forget(self.cookie)
-
-    def _attach(self) -> None:
-        kernel, target = self._kernel, self.target
-        epoch = time.monotonic_ns()
-        for lane in self._lanes():
-            kernel.meters.put(lane, {"epoch": epoch})
-        self._configure(enabled=False)
-        for address in self._addresses():
-            if not kernel.addresses.add(address, self.cookie):
-                kernel._make_way(target, kernel.addresses.get(address))
-                kernel.addresses.put(address, self.cookie)
-        for program in _CGROUP_PROGRAMS:
-            self.links[program] = kernel.object.attach_cgroup(program, target.cgroup)
-        self.links["steer"] = kernel.object.attach_netns("steer", target.netns)
-
-    def _configure(self, enabled: bool) -> None:
-        if self._detached:
-            return
-        self._kernel.pods.put(
-            self.cookie,
-            {
-                "user_port": self.target.user_port,
-                "direct_port": self.target.direct_port,
-                "enabled": int(enabled),
-            },
-        )
-
-    def _addresses(self) -> Iterator[dict[str, tuple[int, ...]]]:
-        for text in self.target.addresses:
-            parsed = ip_address(text)
-            raw = parsed.packed if parsed.version == 6 else b"\0" * 10 + b"\xff" * 2 + parsed.packed
-            words = tuple(int.from_bytes(raw[i : i + 4], "little") for i in range(0, 16, 4))
-            yield {"word": words}
-
-    def _lanes(self) -> Iterator[dict[str, int]]:
-        for lane in range(self._kernel.lanes):
-            yield {"netns": self.cookie, "lane": lane}
-
-    def _meter(self) -> dict[str, Any] | None:
-        """The sums over the lanes, each read under its lock. Of a request that begins on one lane
-        and ends on another between the two reads only the end may be seen: `in_flight` can be
-        negative, and with it the integral is off by no more than those microseconds."""
-        lanes: list[dict[str, Any]] = []
-        for key in self._lanes():
-            lane = self._kernel.meters.get(key, locked=True)
-            if lane is None:
-                return None
-            lanes.append(lane)
-        total: dict[str, Any] = {
-            name: sum(lane[name] for lane in lanes) % (1 << 64)
-            for name in lanes[0]
-            if name not in ("lock", "epoch", "latency")
-        }
-        total["in_flight"] = (total["in_flight"] + (1 << 31)) % (1 << 32) - (1 << 31)
-        total["latency"] = tuple(map(sum, zip(*(lane["latency"] for lane in lanes), strict=True)))
-        return total
-
-    def _key(self, family: int, slot: int) -> dict[str, int]:
-        return {
-            "netns": self.cookie,
-            "port": self.target.user_port,
-            "family": family,
-            "slot": slot,
-        }
-
-    def _entries(self) -> Iterator[tuple[dict[str, int], int]]:
-        """(key, socket cookie) of every listener that sk_lookup can reach."""
-        for family in _FAMILIES:
-            for slot in range(self._kernel.slots):
-                key = self._key(family, slot)
-                found = self._kernel.listeners.get(key)
-                if found is not None:
-                    yield key, found
-
-    def _insert(self, listener: socket.socket) -> bool:
-        return any(
-            self._kernel.listeners.add(self._key(listener.family, slot), listener.fileno())
-            for slot in range(self._kernel.slots)
-        )
-
-    def _mptcp_listens(self) -> bool:
-        """MPTCP listeners can't be held in a map: there was one, and something listens now."""
-        refused = self._mptcp_found
-        if not refused:
-            meter = self._meter()
-            refused = meter is not None and meter["refused"] > 0
-        return refused and bool(listeners.inodes(self.target.netns, self.target.user_port))
-
-    def _attach_tc(self) -> Link:
-        target = self.target
-
-        def attach() -> Link:
-            index = socket.if_nametoindex(target.interface)
-            return self._kernel.object.attach_tc_ingress("steer_mptcp", index)
-
-        try:
-            return netns.run_in(target.netns, attach)
-        except OSError as error:
-            raise KernelUnavailable(
-                f"pod {target.name}, interface {target.interface}: {_explain(error)}"
-            ) from error
-
-    def _detach_tc(self) -> None:
-        link, self._tc = self._tc, None
-        if link is None:
-            return
-        try:
-            netns.run_in(self.target.netns, link.close)
-        except FileNotFoundError:
-            link.close()  # the namespace went away, and its interfaces with it
-
-
 def kernel_version() -> tuple[int, ...]:
     """Major and minor number of the running kernel."""
     return tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
-
-
-def _possible_cpus() -> int:
-    """How many CPU numbers there may ever be here."""
-    ranges = Path("/sys/devices/system/cpu/possible").read_text().strip()
-    return int(ranges.replace(",", "-").split("-")[-1]) + 1
 
 
 def _check_machine() -> None:
