@@ -93,15 +93,13 @@ def publisher_id(user_properties: list[tuple[str, str]]) -> str | None:
 class Mapper:
     """One route's events. Renders what depends on the topic alone only once per topic."""
 
-    sniff = False
-    """Look for structured mode in payloads without a Content Type, as a 3.1.1 receiver must."""
-
     def __init__(
         self, route: Route, broker: str, overrides: Mapping[str, str] | None = None
     ) -> None:
         """`broker`: host:port, for templates. `overrides`: extensions that every event must have,
         whatever it says itself."""
         self.route = route
+        self._sniff = route.sending.sniff
         self._overrides = overrides or {}
         self._broker = broker
         self._clock = Clock()
@@ -113,6 +111,16 @@ class Mapper:
         )
         """Whether no two events share their attributes, so that nothing can be kept."""
         self._rendered: dict[tuple[str, str | None, int], bytes] = {}
+
+    @property
+    def sniff(self) -> bool:
+        """Look for structured mode in payloads without a Content Type, as a 3.1.1 receiver must,
+        and as a route may want it."""
+        return self._sniff
+
+    @sniff.setter
+    def sniff(self, value: bool) -> None:
+        self._sniff = value or self.route.sending.sniff
 
     def encode(self, message: PublishPacket, event_id: str, received: float) -> tuple[bytes, bytes]:
         """The event as HTTP header lines and body; the same as `event()` says, only faster.
@@ -137,7 +145,7 @@ class Mapper:
             or message.payload_format_indicator
             or message.message_expiry_interval is not None
             or (properties and any(name in _TELLING for name, _ in properties))
-            or maybe_structured(message, sniff=self.sniff)
+            or maybe_structured(message, sniff=self._sniff)
         ):
             return encoded(self.event(message, event_id, received), self.route.sending.mode)
         key = (message.topic, content_type, message.qos.value)
@@ -177,7 +185,7 @@ class Mapper:
         Raises MalformedEvent when the message claims to be a CloudEvent and is none.
         """
         try:
-            given = published(message, sniff=self.sniff)
+            given = published(message, sniff=self._sniff)
         except MalformedEvent as error:
             raise MalformedEvent(f"on the topic `{shown(message.topic)}`: {error}") from error
         if given is None:

@@ -103,7 +103,7 @@ def _attributes(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
 
 
 def _looks_structured(payload: bytes) -> bool:
-    return payload[:1] == b"{" and b'"specversion"' in payload
+    return payload[:16].lstrip()[:1] == b"{" and b'"specversion"' in payload
 
 
 # --- out ----------------------------------------------------------------------------------------

@@ -1,10 +1,11 @@
-"""How a route's events look to its sink, and where the sink's replies go, as a routes file says it.
+"""Which messages are events, how events look to the sink, and where its replies go, by the file.
 
     mode: batch                            # or binary, the default, or structured
     batch: {events: 100, bytes: 262144, age: PT0.05S}
     reply: true                            # to the response topic of each message that has one
     reply: {topic: done/{topic}, allow: replies/#}
     dialect: sdk-go                        # of what the route publishes; or spec
+    sniff: true                            # payloads without a Content Type may be events, too
 
 Values and their checks; knows nothing of what is sent.
 """
@@ -21,7 +22,7 @@ from weir.adaptor.retry import parse_duration
 from weir.adaptor.templates import Template
 from weir.adaptor.topics import TopicFilter
 
-FIELDS = ("mode", "batch", "reply", "dialect")
+FIELDS = ("mode", "batch", "reply", "dialect", "sniff")
 """Of a route, which are read here."""
 
 _BATCH_KEYS = ("events", "bytes", "age")
@@ -64,6 +65,9 @@ class Sending:
     """Only in the mode of that name, and then always."""
     reply: Reply | None = None
     dialect: Dialect = "spec"
+    sniff: bool = False
+    """Publishers of MQTT 3.1.1 can't declare structured mode; a session of MQTT 5 gets what they
+    publish, too."""
 
 
 def parse_sending(route: Place, topic_filter: TopicFilter | None) -> Sending:
@@ -78,7 +82,7 @@ def parse_sending(route: Place, topic_filter: TopicFilter | None) -> Sending:
     if reply is not None and batch is not None:
         route.wrong("reply", "a batch has no reply; use another mode, or remove one of them")
     dialect = cast(Dialect, route.one_of("dialect", get_args(Dialect), "spec"))
-    return Sending(mode, batch, reply, dialect)
+    return Sending(mode, batch, reply, dialect, route.flag("sniff", False))
 
 
 def _batch(route: Place) -> Batch:

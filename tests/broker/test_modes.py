@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import aiomqtt
 import pytest
 
 from tests.broker.harness import (
@@ -76,6 +77,26 @@ async def test_an_event_that_came_in_structured_mode_goes_out_in_it(
     event = json.loads(sink.taken[0].body)
     assert event.items() >= SPEC.items()
     assert b"[1.50, {}]" in sink.taken[0].body
+
+
+async def test_an_event_of_a_3_1_1_publisher_is_one_in_a_session_of_mqtt_5_where_the_route_looks(
+    broker: Mosquitto, sink: Sink, tmp_path: Path
+) -> None:
+    body = json.dumps(SPEC | {"data": 1}).encode()
+    old = aiomqtt.ProtocolVersion.V311
+    for more in ("sniff: true", "qos: 1"):
+        folder = tmp_path / more[:3]
+        folder.mkdir()
+        async with adaptor(broker.url, one_route(sink, more), folder, protocol="5") as running:
+            await broker.publish([("plant/1", body)], version=old)
+            await until(partial(_delivered, running), "the event arrives")
+    looked, not_looked = sink.taken
+    assert (looked.id, looked.headers["ce-shift"], looked.body) == ("7", "late", b"1")
+    assert (not_looked.body, "ce-shift" in not_looked.headers) == (body, False)
+
+
+def _delivered(running: Running) -> bool:
+    return bool(running.route("all")["delivered"])
 
 
 async def test_a_batch_is_an_array_of_events_and_each_message_is_acknowledged(

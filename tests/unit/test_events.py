@@ -277,10 +277,13 @@ def test_a_malformed_structured_event_raises() -> None:
         mapper().event(message(b"{}", content_type="application/cloudevents+json"), "i", NOW)
 
 
-def test_without_a_content_type_structured_mode_is_looked_for_in_3_1_1_only() -> None:
+def test_without_a_content_type_structured_mode_is_looked_for_in_3_1_1_or_where_wanted() -> None:
     payload = json.dumps(REQUIRED).encode()
     assert mapper(sniff=True).event(message(payload), "minted", NOW).attributes["id"] == "1"
     assert mapper().event(message(payload), "minted", NOW).attributes["id"] == "minted"
+    wanted = mapper("sniff: true")
+    wanted.sniff = False  # whatever the version is
+    assert wanted.event(message(b"\n " + payload), "minted", NOW).attributes["id"] == "1"
     nearly = b'{"specversion": "1.0"}'
     assert mapper(sniff=True).event(message(nearly), "minted", NOW).attributes["id"] == "minted"
 

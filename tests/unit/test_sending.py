@@ -57,6 +57,7 @@ def test_a_reply_is_welcome_where_the_message_or_the_route_names_a_topic() -> No
         ("reply: {allow: 'a/#/b'}", ["field `reply.allow`", "last level"]),
         ("reply: {allow: '$share/g/a'}", ["field `reply.allow`", "$share/GROUP/"]),
         ("dialect: go", ["field `dialect`", "spec, sdk-go"]),
+        ("sniff: 1", ["field `sniff`", "true or false"]),
     ],
 )
 def test_an_error_says_where_and_what_to_do(text: str, parts: list[str]) -> None:
