@@ -13,12 +13,13 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import get_args
 
 import uvloop
 
 from weir.adaptor import sinks
 from weir.adaptor.endpoints import Access
-from weir.adaptor.httpbinding import encoded
+from weir.adaptor.httpbinding import Mode, encoded
 from weir.adaptor.knative import Environment
 from weir.adaptor.quarantine import Held, Quarantine, QuarantineError
 from weir.adaptor.retry import Delivery, Verdict, judge
@@ -49,6 +50,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     replaying.add_argument("--function-url", help="where the sink `function` is")
     replaying.add_argument("--sink-ca", type=Path, metavar="FILE", help="CA of https sinks (PEM)")
     replaying.add_argument("--sink-token-file", type=Path, metavar="FILE", help="for https sinks")
+    replaying.add_argument(
+        "--mode", choices=get_args(Mode), default="binary", help="of the requests (default binary)"
+    )
     discarding.add_argument("--all", action="store_true", help="needed to discard without numbers")
 
 
@@ -120,6 +124,7 @@ def replay_quarantine(args: argparse.Namespace) -> int:
                 args.numbers,
                 args.function_url,
                 Access(args.sink_ca, args.sink_token_file),
+                args.mode,
             )
         )
     except (QuarantineError, ValueError) as error:
@@ -133,6 +138,7 @@ async def replay(
     numbers: Sequence[int] = (),
     function_url: str | None = None,
     access: Access | None = None,
+    mode: Mode = "binary",
 ) -> tuple[int, int]:
     """Events delivered and events that stay. One at a time, in order; each leaves the quarantine
     only after the sink's 2xx. A sink that is down is not asked again."""
@@ -150,7 +156,7 @@ async def replay(
                 clients[held.sink] = target, _client(held.sink, target, access)
             trouble = None if held.sink not in down else "its sink is down"
             if trouble is None:
-                verdict, trouble = await _send(held, *clients[held.sink])
+                verdict, trouble = await _send(held, mode, *clients[held.sink])
                 if verdict is Verdict.UNAVAILABLE:
                     down.add(held.sink)
             if trouble is None:
@@ -172,10 +178,10 @@ def _client(sink: str, target: sinks.Target, access: Access | None) -> sinks.Sin
 
 
 async def _send(
-    held: Held, target: sinks.Target, client: sinks.SinkClient
+    held: Held, mode: Mode, target: sinks.Target, client: sinks.SinkClient
 ) -> tuple[Verdict, str | None]:
     """The verdict, and why the event was not delivered."""
-    lines, body = encoded(held.event, "binary")
+    lines, body = encoded(held.event, mode)
     head = target.request_line + lines
     try:
         response = await client.request(head, body, Delivery().timeout)

@@ -52,7 +52,9 @@ def check_routes(args: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return 2
     for route in routes:
-        print(f"{route.name}: {route.filter.text} (QoS {route.qos}) -> {route.sink}")
+        how = "" if route.sending.mode == "binary" else f", {route.sending.mode}"
+        how += ", with replies" if route.sending.reply is not None else ""
+        print(f"{route.name}: {route.filter.text} (QoS {route.qos}) -> {route.sink}{how}")
     count = len({route.sink for route in routes})
     print(f"{args.file}: {len(routes)} routes, {count} sinks, nothing wrong")
     return 0

@@ -84,6 +84,13 @@ async def test_replay_keeps_what_is_still_refused_and_skips_a_sink_that_is_down(
     assert [held.number for held in quarantine.events()] == [2]
 
 
+async def test_replay_sends_in_the_mode_that_the_sink_wants(filled: Path, sink: Sink) -> None:
+    quarantine = Quarantine(filled)
+    assert await replay(quarantine, (), sink.url, mode="structured") == (1, 1)
+    assert sink.taken[0].headers["content-type"] == "application/cloudevents+json"
+    assert json.loads(sink.taken[0].body)["specversion"] == "1.0"
+
+
 @pytest.mark.parametrize(
     ("broker", "why"),
     [

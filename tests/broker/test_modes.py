@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
+import random
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 
 from tests.broker.harness import (
     QUICK,
+    AdaptorProcess,
     Answer,
     Mosquitto,
     Request,
@@ -281,3 +284,42 @@ async def test_a_batch_has_events_of_many_keys_and_each_key_keeps_its_order(
                 if each["subject"] == f"plant/{key}"]  # fmt: skip
         assert data == [b"%d" % n for n in range(key, 50, 5)]
     assert len(sink.taken) < 50
+
+
+async def test_batches_lose_no_event_whatever_sink_and_adaptor_do(
+    broker: Mosquitto, sink: Sink, tmp_path: Path
+) -> None:
+    chance = random.Random(7)
+    moods = [Answer(500), Answer(503), Answer(413), Answer(400), Answer(202, cut=True)]
+    moods += [Answer(202)] * 15
+    sink.script = lambda _: chance.choice(moods)
+    text = batching(sink, "events: 20, age: PT0.02S")
+    wanted = {str(n) for n in range(600)}
+    messages = [(f"plant/{n}", json.dumps(SPEC | {"id": n}).encode()) for n in sorted(wanted)]
+    safe: set[str] = set()
+
+    def accounted_for() -> set[str]:
+        taken = {event["id"] for each in sink.taken for event in events(each)}
+        return safe | taken
+
+    def enough(count: int) -> bool:
+        return len(accounted_for()) >= count
+
+    async with AdaptorProcess(broker.url, text, tmp_path, "--receive-maximum", "100") as process:
+        await until(lambda: broker.subscribed(client_id("weir", sink.url)), "subscribed")
+        given = properties("application/cloudevents+json")
+        publishing = asyncio.create_task(broker.publish(messages, properties=given))
+        for kills in range(1, 5):
+            await until(partial(enough, 100 * kills), "some events went through")
+            await process.kill()
+            with contextlib.closing(Quarantine(tmp_path / "quarantine.db")) as quarantine:
+                safe |= {each.event.attributes["id"] for each in quarantine.events()}
+            await process.start()
+        await publishing
+        sink.script = lambda _: Answer(202)
+        await until(lambda: len(wanted - accounted_for()) <= 5, "nearly all went through")
+        assert await process.stop() == 0
+    with contextlib.closing(Quarantine(tmp_path / "quarantine.db")) as quarantine:
+        safe |= {each.event.attributes["id"] for each in quarantine.events()}
+    async with adaptor(broker.url, text, tmp_path):  # whatever the stop has left
+        await until(lambda: accounted_for() == wanted, "every event is taken or in the quarantine")

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-import pytest
+from types import SimpleNamespace
+from typing import cast
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mqtt5 import PublishPacket
+
+from weir.adaptor.replies import NoTopic, topic_of
 from weir.adaptor.routes import RoutesError, parse
 from weir.adaptor.sending import Batch, Sending
+from weir.adaptor.topics import TopicFilter
 
 
 def one(more: str) -> str:
@@ -65,3 +73,23 @@ def test_an_error_says_where_and_what_to_do(text: str, parts: list[str]) -> None
         parse(one(text), "my-routes.yaml")
     for part in ["my-routes.yaml:1: route 1 (a/+)", *parts]:
         assert part in str(caught.value)
+
+
+topics = st.text(st.sampled_from("ab/+#$\0é"), max_size=6)
+
+
+@given(asked=st.none() | topics, allowed=st.sampled_from(["#", "a/#", "b/+", "$a"]), topic=topics)
+def test_a_reply_goes_where_it_may_or_nowhere(asked: str | None, allowed: str, topic: str) -> None:
+    text = f"reply: {{topic: 'a/{{topic}}', allow: '{allowed}'}}"
+    (route,) = parse(f"routes: [{{filter: 'a/b/#', sink: function, {text}}}]")
+    message = SimpleNamespace(
+        topic=topic, response_topic=asked, user_properties=[], payload=b"", correlation_data=None
+    )
+    try:
+        where = topic_of(route, cast(PublishPacket, message), "broker:1883")
+    except NoTopic as error:
+        assert str(error)
+        return
+    assert where and not any(each in where for each in "+#\0") and not where.startswith("$")
+    assert not route.filter.matches(where)
+    assert where == f"a/{topic}" if not asked else TopicFilter.parse(allowed).matches(where)
