@@ -103,11 +103,15 @@ def opened(root: Path) -> Iterator[None]:
     """Only one process at a time makes and removes pins, except that one that is stopped while
     it does is not waited for longer than PATIENCE. Raises PinsUnavailable."""
     try:
-        if not _is_bpffs(root if root.exists() else root.parent):
-            raise PinsUnavailable(
-                f"{root.parent} is no bpffs, so the direct path ends with the agent: "
-                f"mount -t bpf bpf {root.parent}"
-            )
+        usable = _is_bpffs(root if root.exists() else root.parent)
+    except OSError as error:
+        raise PinsUnavailable(f"{root.parent}: {error.strerror}") from error
+    if not usable:
+        raise PinsUnavailable(
+            f"{root.parent} is no bpffs, so the direct path ends with the agent: "
+            f"mount -t bpf bpf {root.parent}"
+        )
+    try:
         root.mkdir(mode=0o700, exist_ok=True)
         lock = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
