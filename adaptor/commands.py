@@ -45,7 +45,12 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "environment, which keeps a password out of the process list",
     )
     _connection_arguments(adaptor)
-    adaptor.add_argument("--routes", type=Path, help="the routes file (YAML)")
+    adaptor.add_argument(
+        "--routes",
+        type=Path,
+        metavar="FILE",
+        help="YAML; read again when it changes, and on SIGHUP",
+    )
     adaptor.add_argument("--function-url", help="where the sink `function` is")
     adaptor.add_argument(
         "--client-id", default="weir", metavar="PREFIX", help="one per adaptor (default: weir)"
@@ -164,6 +169,7 @@ def run_adaptor(args: argparse.Namespace) -> int:
         config = AdaptorConfig(
             broker=_broker(args),
             routes=() if args.routes is None else load(args.routes, knative.sink),
+            routes_file=args.routes,
             knative=knative,
             quarantine=args.quarantine,
             client_id=args.client_id,
@@ -205,15 +211,16 @@ def _broker(args: argparse.Namespace) -> Broker | None:
 
 
 async def _until_signalled(config: AdaptorConfig) -> None:
-    stop = asyncio.Event()
+    stop, reload = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, reload.set)
     # what start-up left behind never dies; the collector need not look at it for every event
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
-    await serve(config, stop)
+    await serve(config, stop, reload)
 
 
 def show_status(args: argparse.Namespace) -> int:
@@ -224,10 +231,13 @@ def show_status(args: argparse.Namespace) -> int:
         return _complain("adaptor status", f"nobody answers at {args.socket}: {error}")
     well = all(sink["connected"] and sink["state"] == "up" for sink in status["sinks"])
     well = well and (status["listen"] is None or status["listen"]["connected"])
+    well = well and status["stale"] is None
     if args.json:
         print(json.dumps(status))
         return 0 if well else 1
     print(f"broker {status['broker']}, quarantine {status['quarantine']}")
+    if status["stale"] is not None:
+        print(f"the routes file as it is now was not taken: {status['stale']}")
     spool, listen = status["spool"], status["listen"]
     if spool is not None:
         trouble = "" if spool["trouble"] is None else f"; {spool['trouble']}"

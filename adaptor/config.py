@@ -26,6 +26,7 @@ class AdaptorConfig:
 
     broker: str | Broker | None
     routes: tuple[Route, ...]
+    """As they are at the start."""
     quarantine: Path
     client_id: str = "weir"
     protocol: Protocol = "auto"
@@ -47,6 +48,9 @@ class AdaptorConfig:
     knative: Environment = field(default_factory=Environment)
     clean_start: bool = False
     end_unused_sessions: bool = False
+
+    routes_file: Path | None = None
+    """Where they come from and are read again; None: they stay as they are."""
 
     @property
     def address(self) -> Broker:

@@ -65,11 +65,6 @@ class Feed:
         """Deliver what an earlier life has left."""
         self._load()
 
-    def change(self, flow: Flow, spooling: Spooling) -> None:
-        """The route has become another one of the same name."""
-        self.flow, self.spooling = flow, spooling
-        self.share = self._writer.share(self._route, spooling.size)
-
     # --- in ---
 
     def take(self, message: PublishPacket, ticket: Ticket | None, event_id: str) -> None:
@@ -146,7 +141,8 @@ class Feed:
         return {"events": share.count, "bytes": share.bytes, "of": share.bound}
 
     def stop(self) -> None:
-        """Hands nothing over any more."""
+        """Hands nothing over any more, and lets go what has found no room: it is unacknowledged."""
         self._stopped = True
+        self.share.blocked.clear()
         if self._loading is not None:
             self._loading.cancel()

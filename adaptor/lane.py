@@ -77,11 +77,7 @@ class Lane:
         self.url = sinks.resolve(sink, config.function_url)
         self._config = config
         self._broker = broker
-        routes = [
-            route
-            for route in config.routes
-            if route.sink == sink and config.broker_of(route) == broker
-        ]
+        self.routes = routes = routes_of(config, broker, sink)
         numbers = subscription_numbers(routes)
         self._publisher: AnyPublisher | None = None
         self._publishing: asyncio.Task[None] | None = None
@@ -180,6 +176,11 @@ class Lane:
         return session
 
     @property
+    def key(self) -> tuple[Broker, str]:
+        """There is one lane of each."""
+        return self._broker, self.sink
+
+    @property
     def broker(self) -> str:
         return str(self._broker)
 
@@ -217,6 +218,10 @@ class Lane:
             await self._publisher.close()
             self._publishing.cancel()
             await asyncio.gather(self._publishing, return_exceptions=True)
+        await self.discard()
+
+    async def discard(self) -> None:
+        """Of a lane that never ran there is no more to stop."""
         for client in (self.client, *(client for _, client in self._letterboxes.values())):
             await client.close()
 
@@ -253,6 +258,13 @@ def client_id(prefix: str, sink: str) -> str:
     if sink == FUNCTION:
         return f"{prefix}-{sink}"
     return f"{prefix}-{hashlib.sha256(sink.encode()).hexdigest()[:12]}"
+
+
+def routes_of(config: AdaptorConfig, broker: Broker, sink: str) -> tuple[Route, ...]:
+    """Those that lead from the broker to the sink."""
+    return tuple(
+        route for route in config.routes if (config.broker_of(route), route.sink) == (broker, sink)
+    )
 
 
 def subscription_numbers(routes: Sequence[Route]) -> dict[str, int]:

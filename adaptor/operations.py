@@ -79,6 +79,9 @@ def _lines(adaptor: Adaptor) -> Iterator[str]:
             *(kind, about),
             ((_labels(sink=lane.sink, broker=lane.broker), value(lane)) for lane in adaptor.lanes),
         )
+    name = "weir_adaptor_routes_current"
+    yield f"# HELP {name} 1: the routes file as it is now is what runs.\n# TYPE {name} gauge\n"
+    yield f"{name} {int(adaptor.stale is None)}\n"
     yield from _pods(adaptor.lanes)
     if adaptor.backward is not None:
         yield from _backward(adaptor.backward)

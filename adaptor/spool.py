@@ -264,9 +264,16 @@ class Spool:
 
     def marks(self, session: str) -> list[Mark]:
         question = "SELECT packet_id, route, digest, exactly FROM journal WHERE session = ?"
+        try:
+            with contextlib.closing(
+                sqlite3.connect(self.path)
+            ) as db:  # while another thread writes
+                rows = db.execute(question, (session,)).fetchall()
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
         return [
             Mark(session, packet_id, route, noted, bool(exactly))
-            for packet_id, route, noted, exactly in self._ask(question, session)
+            for packet_id, route, noted, exactly in rows
         ]
 
     def discard(self, numbers: Sequence[int]) -> int:

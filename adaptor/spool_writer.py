@@ -89,7 +89,7 @@ class SpoolWriter:
         return self._number
 
     def marks(self, session: str) -> list[Mark]:
-        """Before anything is written. Raises SpoolError."""
+        """What is committed by now. Raises SpoolError."""
         return self._spool.marks(session)
 
     # --- in ---

@@ -123,6 +123,9 @@ class Mosquitto:
     def subscribed(self, client: str) -> bool:
         return f"Sending SUBACK to {client}" in self._log.read_text()
 
+    def connections(self, client: str) -> int:
+        return self._log.read_text().count(f" as {client} (")
+
     def unsubscribed(self, client: str) -> list[str]:
         """Filters that this client has given up, in order."""
         lines = self._log.read_text().splitlines()
@@ -359,7 +362,8 @@ class Running:
     def __init__(self, config: AdaptorConfig) -> None:
         self.adaptor = Adaptor(config)
         self._stop = asyncio.Event()
-        self._task = asyncio.create_task(self.adaptor.run(self._stop))
+        self.reload = asyncio.Event()
+        self._task = asyncio.create_task(self.adaptor.run(self._stop, self.reload))
 
     async def stop(self) -> None:
         self._stop.set()
@@ -403,6 +407,7 @@ class AdaptorProcess:
 
     def __init__(self, broker: str, text: str, folder: Path, *options: str) -> None:
         (folder / "routes.yaml").write_text(text)
+        self.routes = folder / "routes.yaml"
         self._command = [
             *(sys.executable, "-P", "-m", "weir", "adaptor", "--broker", broker),
             *("--routes", str(folder / "routes.yaml")),
@@ -433,6 +438,10 @@ class AdaptorProcess:
         status = Path(f"/proc/{self._process.pid}/status").read_text()
         caught = int(status.partition("SigCgt:\t")[2].partition("\n")[0], 16)
         return bool(caught >> (number - 1) & 1)
+
+    def send(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
 
     async def kill(self) -> None:
         await self._end(signal.SIGKILL)
