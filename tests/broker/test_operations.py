@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.broker.harness import (
+    PATIENCE,
     QUICK,
     AdaptorProcess,
     Answer,
@@ -208,7 +209,9 @@ async def test_the_command_serves_them_logs_json_without_payloads_and_drains_on_
     async with AdaptorProcess(broker.url, text, tmp_path, *options) as process:
         client = client_id("weir", sink.url)
         await until(lambda: broker.subscribed(client), "subscribed")
-        assert (await get(port, "/readyz"))[0] == 200
+        async with asyncio.timeout(PATIENCE):
+            while (await get(port, "/readyz"))[0] != 200:  # the SUBACK may still be on its way
+                await asyncio.sleep(0.005)
         await broker.publish(READINGS)
         await until(lambda: len(broker.pubacks(client)) == 10, "all are acknowledged")
         _, body = await get(port, "/metrics")
