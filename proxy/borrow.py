@@ -29,6 +29,8 @@ LOOK_SECONDS = 0.25
 """How often to look for a hold that is not there; its grace is twice that."""
 AGAIN_SECONDS = 0.05
 SAY_SECONDS = 0.02
+MOST_ALONE = 5
+"""Beats for which a pod is kept though no worker lives; a restart takes one."""
 DRAIN_TICK_SECONDS = 0.1
 _RUNG = "rung: hold, or the sidecar it became, has not lent yet"
 
@@ -51,11 +53,14 @@ class Borrower:
         self._hold: Hold | None = None
         self._tenancy: Tenancy | None = None
         self._draining: asyncio.Task[None] | None = None
+        self._alone = 0
 
     async def run(self) -> None:
         while not self._stopped.is_set():
             pause = LOOK_SECONDS
             try:
+                if not self._workers.pids:
+                    raise NoHold("no relay worker serves (yet)")
                 self._hold = holds.find(self._pod.spec)
                 await self._borrow(self._hold)
                 pause = AGAIN_SECONDS
@@ -75,9 +80,14 @@ class Borrower:
 
     def beat(self, now: float) -> None:
         """To be called every second, as long as this process is well."""
-        if self._lease is not None:
-            for action in self._policy.look(now):
-                lease.say(self._lease, action)
+        if self._lease is None:
+            return
+        for action in self._policy.look(now):
+            lease.say(self._lease, action)
+        self._alone = 0 if self._workers.pids else self._alone + 1
+        if self._alone > MOST_ALONE:  # nobody accepts, and the sidecar would
+            self._alone = 0
+            self._events.put_nowait(Event.GIVE_UP)
 
     async def stop(self, patience: float) -> None:
         """Give the pod back; one that drains may end that, for so many seconds."""
@@ -199,7 +209,7 @@ class Borrower:
         """The worker's, then ours. Idempotent."""
         pod = self._pod
         if not pod.lease:
-            pod.lease = "given back" if self._stopped.is_set() else "the lease has ended"
+            pod.lease = "the lease has ended"
         if self._tenancy is not None:
             await self._workers.vacate(self._tenancy)
             self._tenancy = None

@@ -20,6 +20,7 @@ from weir.proxy.pod import PodSpec
 
 MAX_ENVIRONMENT = 48 * 1024
 """Bytes: it goes to a worker in one message."""
+_RIGHTS = "(CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH?)"
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,15 @@ def find(spec: PodSpec) -> Hold:
             return _read(pid, process)
         except OSError as error:
             os.close(process)
-            raise NoHold(f"hold (pid {pid}) can't be looked into: {error.strerror}") from None
+            hint = f" {_RIGHTS}" if isinstance(error, PermissionError) else ""
+            raise NoHold(f"hold (pid {pid}) can't be looked into: {error.strerror}{hint}") from None
         except BaseException:
             os.close(process)
             raise
     where = f"pid {spec.hold}" if spec.hold else str(spec.hold_cgroup)
-    raise NoHold(f"no weir-hold found ({where})")
+    hidden = any(not _readable(pid) for pid in _candidates(spec))
+    hint = f"; some processes can't be looked into {_RIGHTS}"
+    raise NoHold(f"no weir-hold found ({where}){hint if hidden else ''}")
 
 
 def _candidates(spec: PodSpec) -> Iterator[int]:
@@ -74,6 +78,16 @@ def _candidates(spec: PodSpec) -> Iterator[int]:
         yield spec.hold
     elif spec.hold_cgroup is not None:
         yield from listeners.pids_of(spec.hold_cgroup)
+
+
+def _readable(pid: int) -> bool:
+    try:
+        Path(f"/proc/{pid}/environ").read_bytes()
+    except PermissionError:
+        return False
+    except OSError:  # it is gone
+        return True
+    return True
 
 
 def _read(pid: int, process: int) -> Hold:

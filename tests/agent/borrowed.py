@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from tests.pods import USER_PORT, Pod, until
 from weir.proxy.wire.status import read_status
 
 DATA_PORT = 8012
+_NO_SIDECAR = ("/bin/sleep", "600")
 APP = """
 import http.server, sys, threading
 go = threading.Event()
@@ -44,8 +45,11 @@ http.server.ThreadingHTTPServer(("127.0.0.1", %d), Handler).serve_forever()
 class HeldPod:
     """`with` it: a network namespace, a cgroup, hold in it, and a user container that answers."""
 
-    def __init__(self, **environment: str) -> None:
+    def __init__(self, *prefix: str, **environment: str) -> None:
+        """`prefix` is a command that runs hold, such as setpriv; it is to be started then, and
+        there is no sidecar: Python may not be readable for just any user."""
         self.pod = Pod()
+        self._prefix = prefix
         self._environment = environment
         self._undo = contextlib.ExitStack()
         self.app: subprocess.Popen[str]
@@ -63,7 +67,8 @@ class HeldPod:
                 bufsize=1,
             )
             until(self.pod.listening, "the app listens")
-            self.start_hold()
+            if not self._prefix:
+                self.start_hold()
         except BaseException:
             self._undo.close()
             raise
@@ -76,7 +81,7 @@ class HeldPod:
 
     def start_hold(self) -> None:
         self.hold = self.pod.run(
-            [str(HOLD), *WEIR],
+            [*self._prefix, str(HOLD), *(_NO_SIDECAR if self._prefix else WEIR)],
             env={
                 **ENVIRONMENT,
                 "SERVING_POD": self.pod.name,
@@ -128,7 +133,9 @@ class HeldPod:
 class Agent:
     """A `weir agent` process for some pods. Its log goes to a file."""
 
-    def __init__(self, folder: Path, *pods: HeldPod, workers: int = 1) -> None:
+    def __init__(
+        self, folder: Path, *pods: HeldPod, workers: int = 1, prefix: Sequence[str] = ()
+    ) -> None:
         folder.mkdir(exist_ok=True)
         self._status = folder / "agent.sock"
         file = folder / "pods.json"
@@ -136,6 +143,7 @@ class Agent:
         self._log = (folder / "log").open("ab")
         self.process = subprocess.Popen(
             [
+                *prefix,
                 *(sys.executable, "-P", "-m", "weir", "agent", "--pods", str(file)),
                 *("--status", str(self._status), "--workers", str(workers)),
             ],

@@ -43,14 +43,16 @@ http.server.ThreadingHTTPServer(("127.0.0.1", %d), Handler).serve_forever()
 class Agent:
     """A `weir agent` process for some pods, and what its status says."""
 
-    def __init__(self, tmp_path: Path, *pods: dict[str, Any], workers: int = 1) -> None:
+    def __init__(
+        self, tmp_path: Path, *pods: dict[str, Any], workers: int = 1, pins: Path | None = None
+    ) -> None:
         self._status = tmp_path / "agent.sock"
         (tmp_path / "pods.json").write_text(json.dumps({"pods": pods}))
         self.process = subprocess.Popen(
             [
                 *(sys.executable, "-P", "-m", "weir", "agent"),
                 *("--pods", str(tmp_path / "pods.json"), "--status", str(self._status)),
-                *("--workers", str(workers)),
+                *("--workers", str(workers), "--pins", str(pins or tmp_path / "no-bpffs")),
             ],
             stderr=subprocess.PIPE,
             text=True,
