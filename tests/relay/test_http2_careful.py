@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import struct
 import tracemalloc
 from collections.abc import Awaitable, Callable
@@ -30,6 +31,8 @@ from tests.relay.h2rig import (
     window,
 )
 from tests.relay.rig import PATIENCE
+from weir.proxy.wire.h2.hpack import Block
+from weir.proxy.wire.h2.user import UserLink, UserStream
 
 MakePair = Callable[..., Awaitable[Pair]]
 INITIAL_WINDOW = 4
@@ -290,3 +293,61 @@ async def test_a_busy_client_is_asked_to_go_in_two_steps_and_loses_nothing(pair:
     goaway = await client.closed()
     assert goaway is not None
     assert (goaway.payload[:4], goaway.code) == (b"\0\0\0\3", NO_ERROR)
+
+
+class Asking:
+    """Somebody who wants a stream, and is told what became of it."""
+
+    def __init__(self) -> None:
+        self.told: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    def opened(self, stream: UserStream) -> None:
+        self.told.set_result("a stream")
+
+    def unreachable(self, why: str) -> None:
+        self.told.set_result(why)
+
+    def response_headers(self, block: Block | None, ended: bool) -> None: ...
+
+    def response_data(self, piece: bytes, ended: bool) -> None: ...
+
+    def response_reset(self, code: int) -> None: ...
+
+    def response_lost(self, why: str, untouched: bool) -> None:
+        self.told.set_result(f"{why} (untouched: {untouched})")
+
+
+@pytest.mark.parametrize(
+    ("said", "ends", "why"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", True, "does not speak HTTP/2 (untouched: True)"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", False, "does not speak HTTP/2 (untouched: True)"),
+        (b"", True, "EOF (untouched: True)"),
+        (settings() + frame(GOAWAY, 0, 0, bytes(8)), False, "shutting down (untouched: True)"),
+        (settings(), False, "a stream"),
+    ],
+)
+async def test_a_user_container_that_ends_before_it_was_asked_keeps_nobody_waiting(
+    said: bytes, ends: bool, why: str
+) -> None:
+    """It may have said so before we knew that the connection stands."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        peers: list[socket.socket] = []
+
+        async def connect() -> socket.socket:
+            ours = socket.create_connection(listener.getsockname())
+            theirs, _ = listener.accept()
+            peers.append(theirs)
+            theirs.sendall(said)
+            if ends:
+                theirs.shutdown(socket.SHUT_WR)
+            ours.setblocking(False)
+            return ours
+
+        link, asking = UserLink(connect), Asking()
+        link.ask(asking)
+        async with asyncio.timeout(PATIENCE):
+            assert (await asking.told).endswith(why)
+        link.close()
+        for peer in peers:
+            peer.close()

@@ -19,6 +19,7 @@ from weir.proxy.wire.h2.sending import STREAM_WINDOW, StreamBase
 from weir.proxy.wire.protocol import as_protocol
 
 _LAST_STREAM = (1 << 31) - 1
+_SHUTTING_DOWN = "http2: the user container is shutting down"
 _NOT_HTTP2 = "http2: failed reading the frame payload: the user container does not speak HTTP/2"
 
 
@@ -78,7 +79,7 @@ class UserStream(StreamBase["UserConnection"]):
 class UserConnection(Endpoint[UserStream]):
     """A connection that we opened. `used` counts its streams."""
 
-    __slots__ = ("_next", "disowned_above", "heard", "link", "used")
+    __slots__ = ("_next", "disowned_above", "ended", "heard", "link", "used")
 
     def __init__(self, link: UserLink) -> None:
         super().__init__()
@@ -86,6 +87,8 @@ class UserConnection(Endpoint[UserStream]):
         self.disowned_above = _LAST_STREAM
         self.used = 0
         self.heard = False
+        self.ended = ""
+        """Why no streams are to come here any more, if so."""
         self._next = 1
 
     @property
@@ -116,6 +119,7 @@ class UserConnection(Endpoint[UserStream]):
     def end(self, why: str) -> None:
         """All streams are lost, and no new ones come here."""
         self.closing = True
+        self.ended = why or "EOF"
         self.link.left(self)
         super().end(why)
 
@@ -141,10 +145,11 @@ class UserConnection(Endpoint[UserStream]):
     def goaway_received(self, last: int) -> None:
         """It answers what it has begun; what it has not may be asked again elsewhere."""
         self.disowned_above = min(self.disowned_above, last)
+        self.ended = _SHUTTING_DOWN
         self.link.left(self)
         for stream in [stream for number, stream in self.streams.items() if number > last]:
             self.end_stream(stream, None)
-            stream.lost("http2: the user container is shutting down")
+            stream.lost(_SHUTTING_DOWN)
         self.link.next()
 
     def not_open(self, number: int) -> None:
@@ -226,10 +231,13 @@ class UserLink:
                 asker.unreachable(str(error))
             return
         self._dialling = None
-        self._connections.add(connection)
-        if connection.closing:
-            self.left(connection)
+        if connection.ended:  # before it was of any use: they may try once more
+            connection.transport.close()
+            waiting, self._waiting = self._waiting, {}
+            for asker in waiting:
+                asker.response_lost(connection.ended, True)
             return
+        self._connections.add(connection)
         self._connection = connection
         if self._client is not None:
             connection.partner = self._client
