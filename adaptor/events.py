@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from urllib.parse import quote
 
 REQUIRED = ("specversion", "id", "source", "type")
 OPAQUE = "application/octet-stream"
@@ -23,6 +24,8 @@ _TIME = re.compile(
     r"(?:\.\d+)?(?:[Zz]|[+-](?:[01]\d|2[0-3]):[0-5]\d)"
 )
 _UNSAFE = re.compile(r"[^!#$&-~]")
+_SAFE = "".join(map(chr, range(0x21, 0x7F))).replace('"', "").replace("%", "")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _ENCODED = re.compile(rb"%([0-9A-Fa-f]{2})")
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 
@@ -90,14 +93,9 @@ def check(attributes: Mapping[str, str]) -> None:
 def encode_value(value: str) -> str:
     """Percent-encode space, double quote, percent and all outside U+0021..U+007E, byte by byte of
     UTF-8, upper-case. Lone surrogates, which have no UTF-8, become U+FFFD."""
-    return _UNSAFE.sub(_encode_character, value)
-
-
-def _encode_character(match: re.Match[str]) -> str:
-    character = match.group()
-    if 0xD800 <= ord(character) <= 0xDFFF:
-        character = "\N{REPLACEMENT CHARACTER}"
-    return "".join(f"%{byte:02X}" for byte in character.encode())
+    if _UNSAFE.search(value) is None:
+        return value
+    return quote(_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", value), safe=_SAFE)
 
 
 def decode_value(value: str) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weir.adaptor.batches import SMALLEST_LIMIT, Batcher, to_be_halved
@@ -148,6 +148,7 @@ async def test_a_lost_connection_is_every_events_failure() -> None:
             await each
 
 
+@settings(deadline=None)
 @given(
     bad=st.sets(st.integers(0, 19)),
     count=st.integers(1, 20),

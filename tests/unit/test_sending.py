@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from mqtt5 import PublishPacket
 
@@ -78,6 +78,7 @@ def test_an_error_says_where_and_what_to_do(text: str, parts: list[str]) -> None
 topics = st.text(st.sampled_from("ab/+#$\0é"), max_size=6)
 
 
+@settings(deadline=None)
 @given(asked=st.none() | topics, allowed=st.sampled_from(["#", "a/#", "b/+", "$a"]), topic=topics)
 def test_a_reply_goes_where_it_may_or_nowhere(asked: str | None, allowed: str, topic: str) -> None:
     text = f"reply: {{topic: 'a/{{topic}}', allow: '{allowed}'}}"
