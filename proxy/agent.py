@@ -8,6 +8,7 @@ readiness and counters. A pod is `served`, its listeners are its own or come fro
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import time
@@ -26,6 +27,8 @@ log = logging.getLogger("weir.agent")
 # how soon a change of listeners is noticed (another kind after a restart); what matters at once,
 # a dead app or a container that became ready, needs no tick
 TICK_SECONDS = 1.0
+SWEEP_TICKS = 30
+"""Between two looks for what pods that have ended left pinned."""
 DRAIN_TICK_SECONDS = 0.1
 DRAIN_SECONDS = 30.0
 GIVE_UP_SECONDS = 5.0
@@ -38,7 +41,7 @@ class Agent:
     def __init__(
         self, pods: Sequence[PodSpec], kernel: Kernel | None, no_kernel: str = "", workers: int = 1
     ) -> None:
-        self._no_kernel = no_kernel
+        self._kernel, self._no_kernel = kernel, no_kernel
         self._pods = [ServedPod(spec, kernel, no_kernel) for spec in pods]
         self._workers = Workers(workers, self._decide)
         self._borrowers = [
@@ -80,8 +83,10 @@ class Agent:
         }
 
     async def _tick(self) -> None:
-        while True:
+        for number in itertools.count():
             now = time.monotonic()
+            if self._kernel is not None and number % SWEEP_TICKS == 0:
+                self._kernel.sweep()
             for borrower in self._borrowers:
                 borrower.beat(now)
             self._workers.look()

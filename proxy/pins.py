@@ -20,7 +20,6 @@ from pathlib import Path
 
 from weir.bpf.libbpf import BpfError, link_target, pinned
 
-DEFAULT_ROOT = Path("/sys/fs/bpf/weir")
 PATIENCE = 2.0  # seconds; making all pins of a pod takes milliseconds
 _BPF_FS_MAGIC = 0xCAFE4A11
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -24,6 +25,8 @@ log = logging.getLogger("weir.agent")
 # sums that go on growing over the death of a worker; gauges don't
 _SUMS = ("requests", "integral")
 _GAUGES = ("in_flight", "connections")
+# for which a pod that was found open may stay so until its readiness is known
+ADOPTION_SECONDS = 10.0
 _PLAIN = "a plain process without a network namespace of its own"
 
 
@@ -49,6 +52,7 @@ class ServedPod:
         self.restarts = 0
         self._kernel = kernel
         self._unable = no_kernel
+        self._adopted = 0.0
         self._before: tuple[float, int, int] | None = None
         self._earlier: dict[str, float] = dict.fromkeys(_SUMS, 0)
         if not spec.borrowed:
@@ -88,7 +92,8 @@ class ServedPod:
     def let_go(self) -> None:
         """Another will serve it: nothing of it stays open or attached here. Idempotent."""
         self.ready = False
-        self.close()
+        self._stop_listening()
+        self._release()
         self.spec = replace(self.spec, netns=None)
         self.decide()
 
@@ -107,11 +112,17 @@ class ServedPod:
                 kernel=self.lease or self.no_kernel,
             )
         )
+        if self._adopted and (self.ready or self.draining or time.monotonic() >= self._adopted):
+            self._adopted = 0.0
+            if self.refused and self.attached is not None:
+                self.attached.close_direct()
         if (self.offer is None) == bool(self.refused):
             return False
         if self.refused:
             self.offer = None
-            if self.attached is not None:
+            if self.lease:  # it may be another's already: what is in the kernel is not ours
+                self._release()
+            elif self.attached is not None:
                 self.attached.close_direct()
         elif self.attached is not None:
             self.attached.open_direct()
@@ -148,11 +159,7 @@ class ServedPod:
 
     def close(self) -> None:
         """Detach and stop listening. Idempotent."""
-        for listeners in self.listeners.values():
-            for listener in listeners:
-                listener.close()
-        self.listeners = {}
-        self._before = None
+        self._stop_listening()
         if self.attached is not None:
             self.attached.detach()
             self.attached = None
@@ -189,6 +196,19 @@ class ServedPod:
             "worker_restarts": self.restarts,
         }
 
+    def _stop_listening(self) -> None:
+        for listeners in self.listeners.values():
+            for listener in listeners:
+                listener.close()
+        self.listeners = {}
+        self._before = None
+
+    def _release(self) -> None:
+        """What is pinned goes on, for the next agent to adopt."""
+        if self.attached is not None:
+            self.attached.release()
+            self.attached = None
+
     def _attach(self, kernel: Kernel, namespace: Any) -> None:
         spec = self.spec
         assert spec.cgroup is not None
@@ -204,6 +224,7 @@ class ServedPod:
                     interface=spec.interface,
                 )
             )
+            self._adopted = time.monotonic() + ADOPTION_SECONDS if self.attached.opened else 0.0
             self.attached.adopt_listeners()
         except (KernelUnavailable, OSError) as e:
             self._relay_only(e)

@@ -164,6 +164,13 @@ def _agent(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     add("--pods", type=Path, required=True, metavar="FILE", help="the pods (JSON)")
     add("--status", type=Path, metavar="SOCKET", help="unix socket that answers with JSON status")
     add("--workers", type=int, default=1, metavar="N", help="relay worker processes (default 1)")
+    add(
+        "--pins",
+        type=Path,
+        default=Path("/sys/fs/bpf/weir"),
+        metavar="DIR",
+        help="on a bpffs, for what outlives the agent (default %(default)s)",
+    )
     parser.set_defaults(call=_call_agent)
 
 
@@ -186,7 +193,7 @@ def _call_agent(args: "argparse.Namespace") -> int:
         return fail(f"--workers {args.workers}: at least 1")
     kernel, why = None, ""
     try:
-        kernel = Kernel.load()
+        kernel = Kernel.load(root=args.pins)
     except KernelUnavailable as e:
         why = str(e)
 

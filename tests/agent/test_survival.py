@@ -1,0 +1,106 @@
+"""The agent is killed: direct requests don't notice, and the next agent goes on counting."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.agent.test_agent import Agent, described
+from tests.kernel.bpffs import mounted
+from tests.kernel.test_lifecycle import ALL_PROGRAMS, attached_to
+from tests.kernel.test_pins import Caller, pods_of, serve
+from tests.pods import Pod, needs_kernel, until
+from weir.proxy.kernel import Kernel
+
+pytestmark = needs_kernel
+
+KILLS = 12
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Iterator[Path]:
+    at = tmp_path / "bpf"
+    at.mkdir()
+    with mounted(at) as made:
+        yield made
+
+
+@pytest.fixture
+def pod() -> Iterator[Pod]:
+    with Pod() as made:
+        yield made
+
+
+def kill(agent: Agent) -> None:
+    agent.process.kill()
+    agent.process.wait()
+    if agent.process.stderr is not None:
+        agent.process.stderr.close()
+
+
+def test_agents_are_killed_at_random_moments_under_load_and_no_direct_request_is_lost(
+    root: Path, tmp_path: Path, pod: Pod
+) -> None:
+    random = Random(3)
+    serve(pod)
+    agent = Agent(tmp_path, described(pod), pins=root)
+    agent.until_offered()
+    callers = [Caller(pod) for _ in range(2)]
+    for caller in callers:
+        caller.start()
+    for _ in range(KILLS):
+        kill(agent)
+        agent = Agent(tmp_path, described(pod), pins=root)
+        time.sleep(random.uniform(0, 0.5))
+    agent.until_offered()
+    for caller in callers:
+        caller.stop()
+    answered = sum(caller.answered for caller in callers)
+    until(lambda: agent.pod()["direct"]["open_connections"] == 0)
+    direct = agent.pod()["direct"]
+    assert (direct["started"], direct["finished"], direct["aborted"]) == (answered, answered, 0)
+    assert direct["connections"] == sum(caller.connections for caller in callers)
+    agent.stop()
+    assert attached_to(pod) == set()
+    assert list(root.iterdir()) == []
+
+
+def test_an_adopted_pod_that_is_not_ready_is_closed_after_a_while(
+    root: Path, tmp_path: Path, pod: Pod
+) -> None:
+    kernel = Kernel.load(root=root)
+    attached = kernel.attach(pod.target())
+    attached.open_direct()
+    attached.release()
+    pod.backend().listen()
+
+    def opened() -> bool:
+        settings = kernel.pods.get(attached.cookie)
+        return settings is not None and bool(settings["enabled"])
+
+    # the app listens and never answers: a probe by HTTP does not find it ready
+    agent = Agent(tmp_path, described(pod, readinessPath="/"), pins=root)
+    assert opened()
+    until(lambda: not opened(), "the direct port is closed", seconds=30)
+    agent.stop()
+    assert attached_to(pod) == set()
+    kernel.close()
+
+
+def test_a_pod_that_ended_while_there_was_no_agent_is_swept_by_the_next(
+    root: Path, tmp_path: Path
+) -> None:
+    with Pod() as dead, Pod() as living:
+        agent = Agent(tmp_path, described(dead), described(living), pins=root)
+        until(lambda: len(pods_of(root)) == 2)
+        kill(agent)
+        assert attached_to(living) == ALL_PROGRAMS
+        dead.__exit__(None, None, None)
+        agent = Agent(tmp_path, described(living), pins=root)
+        until(lambda: len(pods_of(root)) == 1)
+        agent.stop()
+        assert list(root.iterdir()) == []
