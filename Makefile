@@ -17,9 +17,13 @@ HOLD_CC  ?= $(shell command -v musl-gcc || command -v gcc || command -v cc)
 HOLD_FLAGS := -std=gnu11 -Os -Wall -Wextra -Werror -static -s \
 	-idirafter /usr/include -idirafter /usr/include/$(shell uname -m)-linux-gnu
 
+# where the package is that has its request path compiled, and how a command gets it
+FAST     := dist/compiled
+COMPILED := WEIR_COMPILED=1 PYTHONPATH=$(CURDIR)/$(FAST)
+
 .DEFAULT_GOAL := help
-.PHONY: image e2e-up e2e-down e2e-smoke e2e-conformance e2e-deps
-.PHONY: help deps run test lint format bench clean lock bpf hold
+.PHONY: image e2e-up e2e-down e2e-smoke e2e-conformance e2e-upstream e2e-deps
+.PHONY: help deps run test lint format bench clean lock bpf hold compiled
 
 help: ## list the tasks
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,8 +34,10 @@ run: deps bpf ## the main job: simulated devices (DEVICES=20) over MQTT into a f
 	@$(BIN)/weir run --routes examples/telemetry/routes.yaml --devices $(or $(DEVICES),20) \
 		--for $(or $(SECONDS),20) --verify /count -- $(BIN)/python examples/telemetry/function.py
 
-test: deps bpf hold ## run every test this machine can run; the skipped ones say why
+test: deps bpf hold compiled ## run every test this machine can run; the skipped ones say why
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(COMPILED) $(BIN)/python -P -m pytest --import-mode=importlib $(PYTEST_ARGS) \
+		tests/relay tests/sidecar tests/contract
 
 lint: deps ## ruff, mypy --strict, import layers, clang-format, clang -Werror
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .
@@ -44,11 +50,12 @@ lint: deps ## ruff, mypy --strict, import layers, clang-format, clang -Werror
 format: deps ## rewrite the sources in the house format
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix . && clang-format -i $(BPF_SRC) $(HOLD_SRC) $(BENCH_SRC)
 
-bench: deps bpf $(VENV)/.bench ## measure the direct path, the relay and the adaptor against nothing at all (ratios in one run)
+bench: deps bpf compiled $(VENV)/.bench ## measure the direct path, the relay and the adaptor against nothing at all (ratios in one run)
 	$(BIN)/python -m bench
 
-image: deps bpf ## build the container image without Docker: dist/weir.tar (IMAGE_NAME=, IMAGE_PYTHON=)
+image: deps bpf hold ## build the container images without Docker: dist/weir.tar, dist/weir-hold.tar (IMAGE_NAME=, HOLD_IMAGE_NAME=, IMAGE_PYTHON=)
 	$(BIN)/python -m image dist/weir.tar --name $(or $(IMAGE_NAME),dev.local/weir:dev) \
+		--hold dist/weir-hold.tar --hold-name $(or $(HOLD_IMAGE_NAME),dev.local/weir-hold:dev) \
 		--python $(or $(IMAGE_PYTHON),/usr/bin/python3)
 
 e2e-deps: deps
@@ -69,7 +76,21 @@ e2e-conformance: e2e-deps bpf ## up, image, overlay, upstream's runtime conforma
 	$(BIN)/python -m tests.cluster up
 	$(BIN)/python -m tests.cluster images
 	$(BIN)/python -m tests.cluster kubectl apply -k manifests/overlays/sidecar
-	$(BIN)/python -m tests.cluster.conformance
+	$(BIN)/python -m tests.cluster.suites runtime
+
+e2e-upstream: e2e-deps bpf ## up, image, overlay, what of upstream's end-to-end suite a sidecar has to do with; stays up
+	$(BIN)/python -m tests.cluster up
+	$(BIN)/python -m tests.cluster images
+	$(BIN)/python -m tests.cluster kubectl apply -k manifests/overlays/sidecar
+	$(BIN)/python -m tests.cluster.suites e2e
+
+compiled: deps $(FAST)/.stamp ## compile the request path with mypyc, beside the sources: dist/compiled
+
+$(FAST)/.stamp: hatch_build.py pyproject.toml $(BPF) $(wildcard proxy/*.py proxy/*/*.py proxy/*/*/*.py adaptor/*.py weir/*.py weir/*/*.py)
+	rm -rf $(FAST) dist/wheel
+	WEIR_COMPILE=1 $(BIN)/python -m hatchling build -t wheel -d dist/wheel
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(FAST) dist/wheel/*.whl
+	@touch $@
 
 bpf: $(BPF) ## compile the eBPF object
 

@@ -25,10 +25,13 @@ want musl-tools musl-gcc
 want linux-libc-dev /usr/include/linux/bpf.h
 want bpftool bpftool /usr/sbin/bpftool; want iproute2 ip /usr/sbin/ip
 want mosquitto mosquitto /usr/sbin/mosquitto
+want gcc gcc; want libc6-dev /usr/include/stdio.h # what mypyc's C is compiled with (docs/decisions/036)
 want openssl openssl; want curl curl # what the tests of TLS make certificates with, and a client of it
 [ "${3:-}" = bench ] && {
 	want wrk wrk; want nginx-light nginx /usr/sbin/nginx; want nghttp2-client h2load; }
 "$python" -c 'import venv, ensurepip' 2>/dev/null || need="$need python3-venv"
+"$python" -c 'import os, sys, sysconfig as s; sys.exit(not os.path.exists(s.get_path("include") + "/Python.h"))' ||
+	need="$need python3-dev"
 
 if [ -n "$need" ]; then
 	if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then

@@ -9,18 +9,18 @@ from __future__ import annotations
 import contextlib
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bench import load
+from tests.command import COMPILED, weir
 from tests.contract import world
 from tests.contract.original import queue_proxy, why_no_queue_proxy
 from tests.contract.place import Place
 
-NOBODY, ORIGINAL, WEIR = "no proxy", "queue-proxy", "weir"
+NOBODY, ORIGINAL, WEIR, INTERPRETED = "no proxy", "queue-proxy", "weir", "weir, interpreted"
 USER, USER_HTTP2 = 8080, 8081
 PROBE = (
     b"GET / HTTP/1.1\r\nHost: pod\r\nUser-Agent: kube-probe/1.30\r\n"
@@ -33,7 +33,11 @@ PATIENCE = 60.0
 def command(kind: str) -> list[str]:
     """Raises load.Missing with the reason why this sidecar can't be had here."""
     if kind == WEIR:
-        return [str(Path(sys.executable).with_name("weir")), "sidecar"]
+        if not COMPILED.exists():
+            raise load.Missing("the compiled sidecar, as it is in the image: make compiled")
+        return weir("sidecar", compiled=True)
+    if kind == INTERPRETED:
+        return weir("sidecar", compiled=False)
     reason = why_no_queue_proxy()
     if reason is not None:
         raise load.Missing(f"no queue-proxy to compare with: {reason}")
@@ -45,8 +49,8 @@ def available() -> tuple[list[str], str]:
     try:
         command(ORIGINAL)
     except (load.Missing, RuntimeError) as error:
-        return [WEIR], str(error)
-    return [ORIGINAL, WEIR], ""
+        return [WEIR, INTERPRETED], str(error)
+    return [ORIGINAL, WEIR, INTERPRETED], ""
 
 
 def environment(concurrency: int, user_port: int = USER) -> dict[str, str]:

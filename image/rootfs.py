@@ -5,6 +5,7 @@ library that a server may need, the shared libraries they are linked with, and W
 dependencies under /usr/lib/weir. No shell, no package manager.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -72,7 +73,9 @@ class Runtime:
         """Weir and what it depends on, compiled, by path in the image."""
         site = stage / SITE.lstrip("/")
         with tempfile.TemporaryDirectory() as folder:
-            _run("hatchling", "build", "-t", "wheel", "-d", folder)
+            # the request path is compiled by this Python, so for its version only
+            same = self.version == ".".join(map(str, sys.version_info[:2]))
+            _run("hatchling", "build", "-t", "wheel", "-d", folder, WEIR_COMPILE=str(int(same)))
             (wheel,) = Path(folder).glob("*.whl")
             locked = Path(folder) / "requirements.txt"
             locked.write_text(requirements())
@@ -138,9 +141,10 @@ def _tree(stage: Path) -> dict[str, Path | bytes]:
     return {f"/{path.relative_to(stage)}": path for path in stage.rglob("*") if path.is_file()}
 
 
-def _run(module: str, *arguments: str) -> None:
+def _run(module: str, *arguments: str, **environment: str) -> None:
     result = subprocess.run(
         [sys.executable, "-m", module, *arguments],
+        env={**os.environ, **environment},
         check=False,
         cwd=REPOSITORY,
         capture_output=True,

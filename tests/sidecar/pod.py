@@ -18,11 +18,12 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from tests.command import weir
 from tests.contract.place import Place
 from tests.contract.world import ADMIN, AUTOSCALER, DATA, ENVIRONMENT, METRICS, USER
 from tests.pods import until
 
-WEIR = [str(Path(sys.executable).with_name("weir")), "sidecar"]
+WEIR = weir("sidecar")
 LAUNCHER = Path(__file__).with_name("launch.py")
 PATIENCE = 20.0
 PROBE = (
