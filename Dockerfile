@@ -35,11 +35,3 @@ ENTRYPOINT ["/opt/weir/bin/weir-hold", "/opt/weir/bin/weir"]
 CMD ["sidecar"]
 
 FROM sidecar
-
-# docker build --target hold -t weir-hold .: for nodes with an agent (docs/hold.md)
-FROM sidecar AS hold
-COPY --from=build /src/hold/weir-hold /opt/weir/bin/weir-hold
-ENTRYPOINT ["/opt/weir/bin/weir-hold", "/opt/weir/bin/weir"]
-CMD ["sidecar"]
-
-FROM sidecar
