@@ -88,10 +88,12 @@ class Struct:
     size: int
     fields: tuple[Field, ...]
 
-    def decode(self, data: bytes) -> dict[str, Any]:
+    def decode(self, data: bytes, *names: str) -> dict[str, Any]:
+        """Of all fields, or of some."""
         return {
             field.name: field.layout.decode(data[field.offset : field.offset + field.layout.size])
             for field in self.fields
+            if not names or field.name in names
         }
 
     def encode(self, value: dict[str, Any]) -> bytes:

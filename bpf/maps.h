@@ -142,12 +142,14 @@ struct stream {
 	__u8 window[WINDOW + LOOK + 8];
 };
 
+enum mode { HTTP1, HTTP2, TUNNEL, OPAQUE }; /* the last two: one request until the close */
+
 struct connection {
 	__u64 netns, epoch;
 	__u64 since;	   /* first byte of the request that is running, ns */
 	__u64 heads;	   /* bit i: request number i (mod 64) is a HEAD; written by ingress only */
 	__u32 outstanding; /* changed atomically: by ingress, egress, the end of the connection */
-	__u32 mode;
+	enum mode mode;
 	__u32 asked;	/* ingress only: number of requests seen */
 	__u32 answered; /* egress only */
 	__u32 gone;

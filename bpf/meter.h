@@ -12,8 +12,6 @@
 #define ENDED	   (1U << 31)
 #define HEAD_QUEUE 64 /* requests whose HEAD bit can be remembered */
 
-enum { HTTP1, HTTP2, TUNNEL, OPAQUE }; /* the last two: one request until the close */
-
 enum { GIVE_UP_OVER_BUDGET, GIVE_UP_MALFORMED, GIVE_UP_FRAMING_LOST };
 
 static __always_inline struct meter *meter_of(const struct connection *c)

@@ -92,6 +92,7 @@ class Agent:
             self._workers.look()
             for pod in self._pods:
                 self._decide(pod)
+                pod.backstop(now)
                 load = pod.direct_load(now)
                 if load is not None:
                     self._workers.tell(pod, {"op": "direct", "load": load})

@@ -21,6 +21,7 @@ from weir.bpf.libbpf import Link, pinned, replace
 from weir.bpf.maps import Map
 from weir.proxy import listeners, netns
 from weir.proxy.counters import PodCounters
+from weir.proxy.overdue import Overdue
 from weir.proxy.pins import Layout
 
 Steering = Literal["sk_lookup", "tc", "none"]
@@ -77,6 +78,7 @@ class Tables:
 
         self.pods, self.addresses = typed("pods"), typed("addresses")
         self.listeners, self.meters = typed("listeners"), typed("meters")
+        self.overdue = Overdue(fds, btf)
         self.slots = btf.enum("listener_slot")["LISTENER_SLOTS"]
         self.lanes = min(btf.enum("meter_lane")["LANES"], _possible_cpus())
         self.layout, self.programs = layout, programs
@@ -204,6 +206,14 @@ class AttachedPod:
             missed=meter["missed"],
             latency=meter["latency"],
         )
+
+    def reset_overdue(self, seconds: float) -> int:
+        """Reset the direct connections with a request that has been running for longer, by RST to
+        the caller and an error to the app; how many. Tunnels, and what is not parsed, stay."""
+        if self._detached:
+            return 0
+        find = self.tables.overdue.reset
+        return netns.run_in(self.target.netns, lambda: find(self.target.direct_port, seconds))
 
     def detach(self) -> None:
         """Steering and counting end, nothing stays in the kernel. Idempotent."""

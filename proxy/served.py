@@ -27,6 +27,9 @@ _SUMS = ("requests", "integral")
 _GAUGES = ("in_flight", "connections")
 # for which a pod that was found open may stay so until its readiness is known
 ADOPTION_SECONDS = 10.0
+# a direct request is reset so long after its deadline, which its caller should have kept
+OVERDUE_SECONDS = 60.0
+LOOK_SECONDS = 10.0
 _PLAIN = "a plain process without a network namespace of its own"
 
 
@@ -52,7 +55,9 @@ class ServedPod:
         self.restarts = 0
         self._kernel = kernel
         self._unable = no_kernel
+        self.overdue = 0
         self._adopted = 0.0
+        self._look = 0.0
         self._before: tuple[float, int, int] | None = None
         self._earlier: dict[str, float] = dict.fromkeys(_SUMS, 0)
         if not spec.borrowed:
@@ -154,6 +159,23 @@ class ServedPod:
         grown = (counters.integral_ns - before[2]) % (1 << 64)
         return grown / 1e9 / seconds, (counters.started - before[1]) / seconds, counters.in_flight
 
+    def backstop(self, now: float) -> None:
+        """Reset direct requests that a caller has forgotten. To be called every second."""
+        timeout = self.spec.settings.timeout
+        if self.attached is None or self.lease or not timeout or now < self._look:
+            return
+        self._look = now + LOOK_SECONDS
+        if not self.direct_in_flight():
+            return
+        try:
+            reset = self.attached.reset_overdue(timeout + OVERDUE_SECONDS)
+        except OSError as e:  # the pod may be ending
+            log.warning("pod %s: can't look for overdue requests: %s", self.spec.name, e)
+            return
+        if reset:
+            log.warning("pod %s: reset %d overdue direct requests", self.spec.name, reset)
+        self.overdue += reset
+
     def direct_in_flight(self) -> int:
         return self.attached.counters().in_flight if self.attached is not None else 0
 
@@ -174,6 +196,7 @@ class ServedPod:
             direct |= {k: v for k, v in asdict(counters).items() if k != "latency"}
             direct |= {
                 "steering": self.steering,
+                "overdue": self.overdue,
                 "p50": counters.quantile(0.5),
                 "p99": counters.quantile(0.99),
             }
