@@ -31,6 +31,8 @@ Receiver = Callable[[PublishPacket, Ticket | None], None]
 
 log = logging.getLogger("weir.adaptor")
 
+EXACTLY_ONCE = QoS.EXACTLY_ONCE
+
 
 class AckJournal(Protocol):
     """Is told what the broker will and won't send again; see journal.py."""
@@ -244,7 +246,7 @@ class Session(abc.ABC):
         if message.packet_id is None:
             self._receive(message, None)
             return
-        if message.qos is QoS.EXACTLY_ONCE:
+        if message.qos is EXACTLY_ONCE:
             self._exactly_once.add(message.packet_id)
         ticket, new = self._line.arrive(message.packet_id, message)
         if new:

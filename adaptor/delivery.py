@@ -160,10 +160,8 @@ class Pipeline:
             malformed = Failure(Verdict.REJECTED, f"no CloudEvent: {error}")
         if message.user_properties and flow.batcher is None:
             lines += self._context(message.user_properties)
-        outgoing = Outgoing(
-            *(flow, message, ticket, event_id, now, arrived, self._request_line + lines, body),
-            entry=entry,
-        )
+        head = self._request_line + lines
+        outgoing = Outgoing(flow, message, ticket, event_id, now, arrived, head, body, entry)
         if not outgoing.firm:
             self._best_effort_bytes += len(body)
             if self._best_effort_bytes > BEST_EFFORT_BYTES:

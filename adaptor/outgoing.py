@@ -73,10 +73,10 @@ class Outgoing:
     arrived: float  # time.monotonic(): uvloop's own clock only knows milliseconds
     head: bytes
     body: bytes
+    entry: Entry | None = None
     expires: float | None = None  # by time.monotonic()
     mark: int = -1
     attempts: int = 0
-    entry: Entry | None = None
     key: str | None = None
 
     @property
