@@ -25,6 +25,21 @@ KUBERNETES_COMMANDS = (
 SERVING_COMMANDS = ("activator", "autoscaler", "controller", "webhook", "queue")
 TEST_IMAGES = ("runtime", "helloworld", "readiness")
 """Programs of upstream's own suites that run as user containers."""
+E2E_IMAGES = (
+    "autoscale",
+    "grpc-ping",
+    "hellohttp2",
+    "httpproxy",
+    "pizzaplanetv1",
+    "pizzaplanetv2",
+    "timeout",
+    "wsserver",
+    "multicontainer/servingcontainer",
+    "multicontainer/sidecarcontainer",
+)
+"""Those that only the end-to-end suite runs, by their folders."""
+SUITES = {"runtime": "test/conformance/runtime", "e2e": "test/e2e"}
+"""Upstream's suites, by the name that they have here."""
 
 PAUSE = """\
 // pause holds a pod's namespaces: it waits for a signal and reaps what is orphaned.
@@ -86,7 +101,7 @@ def kubernetes() -> None:
 
 def serving(commands: Iterable[str] = (*SERVING_COMMANDS, *TEST_IMAGES)) -> None:
     """Build Knative Serving's commands and test programs, and the pause program."""
-    todo = missing(commands, SERVING)
+    todo = [path for path in commands if missing([program(path)], SERVING)]
     module = serving_module()
     if todo:
         paths = [
@@ -94,7 +109,7 @@ def serving(commands: Iterable[str] = (*SERVING_COMMANDS, *TEST_IMAGES)) -> None
         ]
         _go(module, "get", *(f"knative.dev/serving/{path}@v{SERVING}" for path in paths))
         _build(module, [f"knative.dev/serving/{path}" for path in paths], "-s -w")
-        _stamps(todo, SERVING)
+        _stamps(map(program, todo), SERVING)
     if missing(["pause"], "1"):
         folder = SOURCES / "pause"
         _module(folder, "")
@@ -103,9 +118,14 @@ def serving(commands: Iterable[str] = (*SERVING_COMMANDS, *TEST_IMAGES)) -> None
         _stamps(["pause"], "1")
 
 
-def conformance() -> Path:
-    """Upstream's runtime conformance suite as a test executable. Some two minutes, cold."""
-    name, package = "runtime.test", "knative.dev/serving/test/conformance/runtime"
+def program(path: str) -> str:
+    """The name of what is built from a folder."""
+    return path.rpartition("/")[2]
+
+
+def suite(which: str) -> Path:
+    """One of SUITES as a test executable. Some two minutes, cold."""
+    name, package = f"{which}.test", f"knative.dev/serving/{SUITES[which]}"
     if missing([name], SERVING):
         module = serving_module()
         _go(module, "get", "-t", f"{package}@v{SERVING}")

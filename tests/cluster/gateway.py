@@ -3,12 +3,14 @@
 Knative needs somebody to implement its Ingress (KIngress). This is the least that makes Routes
 Ready and brings requests in: it declares every KIngress configured, and forwards HTTP/1.1 by Host
 and tag header to the Kubernetes Service that the KIngress names; to h2c Services it speaks HTTP/2.
-No TLS, no retries, and a connection for each request, so that what Kubernetes decides is what
-happens. Not a gateway to measure anything with.
+Upgraded connections and clients of HTTP/2 are the business of `streams`. No TLS, no retries, and a
+connection for each request, so that what Kubernetes decides is what happens. Not a gateway to
+measure anything with.
 """
 
 import asyncio
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from tests.cluster import api, dns, h2c
+from tests.cluster import api, dns, h2c, streams
 from tests.cluster.places import DOMAIN, INGRESS_CLASS, NODE_ADDRESS
 
 PORT = 80
@@ -50,9 +52,9 @@ class Path:
     host: str
     splits: tuple[Split, ...]
 
-    def takes(self, request: web.Request) -> bool:
-        return request.path.startswith(self.prefix) and all(
-            request.headers.get(name) == value for name, value in self.matching.items()
+    def takes(self, path: str, headers: Mapping[str, str]) -> bool:
+        return path.startswith(self.prefix) and all(
+            headers.get(name) == value for name, value in self.matching.items()
         )
 
 
@@ -81,12 +83,13 @@ class Table:
                 hosts[host] = paths
         self._hosts[name] = hosts
 
-    def path(self, request: web.Request) -> Path | None:
-        host = request.host.partition(":")[0].lower()
+    def path(self, host: str, path: str, headers: Mapping[str, str]) -> Path | None:
+        """`headers` are asked by lower-case name."""
+        host = host.partition(":")[0].lower()
         for hosts in self._hosts.values():
-            for path in hosts.get(host, ()):
-                if path.takes(request):
-                    return path
+            for found in hosts.get(host, ()):
+                if found.takes(path, headers):
+                    return found
         return None
 
 
@@ -102,7 +105,7 @@ def _path(spec: dict[str, Any]) -> Path:
         )
         for split in spec["splits"]
     )
-    matching = {name: match["exact"] for name, match in spec.get("headers", {}).items()}
+    matching = {name.lower(): match["exact"] for name, match in spec.get("headers", {}).items()}
     return Path(spec.get("path", "/"), matching, spec.get("rewriteHost", ""), splits)
 
 
@@ -114,31 +117,40 @@ class Gateway:
         self._names = names
         self._client = client
 
-    async def forward(self, request: web.Request) -> web.StreamResponse:
-        path = self.table.path(request)
-        if path is None:
-            return web.Response(status=404, text=f"no KIngress for {request.host}\n")
-        (split,) = random.choices(path.splits, [split.percent for split in path.splits])
+    def choose(
+        self, host: str, path: str, headers: Mapping[str, str], peer: str
+    ) -> streams.Way | str:
+        """Where a request goes (streams.Choose)."""
+        found = self.table.path(host, path, headers)
+        if found is None:
+            return f"no KIngress for {host}"
+        (split,) = random.choices(found.splits, [split.percent for split in found.splits])
         address = self._names.get(f"{split.service}.{split.namespace}.svc.{DOMAIN}")
         if address is None:
-            return web.Response(status=503, text=f"no Service {split.namespace}/{split.service}\n")
+            return f"no Service {split.namespace}/{split.service}"
+        fields = {name.lower(): value for name, value in split.headers.items()}
+        fields["host"] = found.host or host
+        for_ = (headers.get("x-forwarded-for"), peer)
+        fields["x-forwarded-for"] = ", ".join(filter(None, for_))
+        fields["x-forwarded-proto"] = "http"
+        return streams.Way(address, split.port, fields)
+
+    async def forward(self, request: web.Request) -> web.StreamResponse:
+        way = self.choose(request.host, request.path, request.headers, request.remote or "")
+        if isinstance(way, str):
+            return web.Response(status=503 if "Service" in way else 404, text=f"{way}\n")
+        dropped = {*_HOP_BY_HOP, *way.fields}
         headers = {
-            name: value
-            for name, value in request.headers.items()
-            if name.lower() not in _HOP_BY_HOP
+            name: value for name, value in request.headers.items() if name.lower() not in dropped
         }
-        headers |= split.headers
-        headers["Host"] = path.host or request.host
-        headers["X-Forwarded-For"] = ", ".join(
-            filter(None, (headers.get("X-Forwarded-For"), request.remote))
-        )
-        headers["X-Forwarded-Proto"] = "http"
-        if split.port == h2c.HTTP2_PORT:
+        headers |= {name.title(): value for name, value in way.fields.items()}
+        address, port = way.address, way.port
+        if port == h2c.HTTP2_PORT:
             return await _forward_h2c(request, address, headers)
         try:
             async with self._client.request(
                 request.method,
-                f"http://{address}:{split.port}{request.raw_path}",
+                f"http://{address}:{port}{request.raw_path}",
                 headers=headers,
                 data=request.content if request.body_exists else None,
                 allow_redirects=False,
@@ -146,7 +158,7 @@ class Gateway:
             ) as upstream:
                 return await _relay(request, upstream)
         except aiohttp.ClientConnectionError as error:
-            return web.Response(status=502, text=f"{split.service}: {error!r}\n")
+            return web.Response(status=502, text=f"{address}:{port}: {error!r}\n")
 
 
 async def _forward_h2c(
@@ -235,7 +247,11 @@ async def main() -> None:
         application.router.add_route("*", "/{path:.*}", gateway.forward)
         runner = web.AppRunner(application, access_log=None, auto_decompress=False)
         await runner.setup()
-        await web.TCPSite(runner, NODE_ADDRESS, PORT).start()
+        assert runner.server is not None
+        ordinary = runner.server
+        await loop.create_server(
+            lambda: streams.Front(ordinary, gateway.choose), NODE_ADDRESS, PORT, backlog=4096
+        )
         print(f"serving on {NODE_ADDRESS}", flush=True)
 
 

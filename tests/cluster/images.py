@@ -1,13 +1,14 @@
 """The images that run in the test cluster: upstream's, Weir's, and the tests' user container."""
 
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from image import __main__ as weir_image
 from image import archive
 from image.rootfs import Runtime
 from tests.cluster import user
-from tests.cluster.build import SERVING_COMMANDS, TEST_IMAGES
+from tests.cluster.build import SERVING_COMMANDS, TEST_IMAGES, program
 from tests.cluster.node import PAUSE_IMAGE
 from tests.cluster.places import BIN, IMAGES, SIDECAR_IMAGE, USER_IMAGE, upstream_image
 
@@ -15,12 +16,17 @@ PYTHON = "/usr/bin/python3"
 
 
 def upstream_archives() -> list[Path]:
-    """Docker-archives of the pause program and of what was built from Knative's modules.
+    """Docker-archives of the pause program and of what was built from Knative's modules."""
+    return [_one_program("pause", PAUSE_IMAGE), *archives((*SERVING_COMMANDS, *TEST_IMAGES))]
+
+
+def archives(paths: Iterable[str]) -> list[Path]:
+    """Docker-archives of programs of Knative's modules that were built.
 
     Each is one static program; one is written again only when its program changed.
     """
-    names = {name: upstream_image(name) for name in (*SERVING_COMMANDS, *TEST_IMAGES)}
-    return [_one_program("pause", PAUSE_IMAGE), *(_one_program(*pair) for pair in names.items())]
+    names = [program(path) for path in paths]
+    return [_one_program(name, upstream_image(name)) for name in names]
 
 
 def own_archives() -> list[Path]:
