@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import quote
+from urllib.parse import quote, unquote_to_bytes
 
 REQUIRED = ("specversion", "id", "source", "type")
 OPAQUE = "application/octet-stream"
@@ -26,7 +26,6 @@ _TIME = re.compile(
 _UNSAFE = re.compile(r"[^!#$&-~]")
 _SAFE = "".join(map(chr, range(0x21, 0x7F))).replace('"', "").replace("%", "")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_ENCODED = re.compile(rb"%([0-9A-Fa-f]{2})")
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 
 
@@ -104,9 +103,8 @@ def decode_value(value: str) -> str:
     Raises MalformedEvent when the result is not UTF-8.
     """
     plain = _QUOTED.sub(lambda quoted: re.sub(r"\\(.)", r"\1", quoted.group(1)), value)
-    raw = _ENCODED.sub(lambda code: bytes([int(code.group(1), 16)]), plain.encode())
     try:
-        return raw.decode("utf-8")
+        return unquote_to_bytes(plain).decode()
     except UnicodeDecodeError as error:
         raise MalformedEvent(f"header value `{shown(value)}` does not decode to UTF-8") from error
 
