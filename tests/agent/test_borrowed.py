@@ -280,7 +280,6 @@ def test_a_pod_whose_hold_was_killed_is_let_go_and_borrowed_again(
         ),
         ({"TRACING_CONFIG_BACKEND": "zipkin"}, "traces"),
         ({"ENABLE_PROFILING": "true"}, "profiling"),
-        ({"CONTAINER_CONCURRENCY": "many"}, "CONTAINER_CONCURRENCY"),
     ],
 )
 def test_what_a_worker_can_not_do_for_a_pod_is_left_to_its_sidecar_with_the_reason(
