@@ -154,6 +154,8 @@ class Publisher311(Session311):
 
     def __init__(self, broker: Broker, client_id: str, keep_alive: int) -> None:
         super().__init__(broker, _settings(client_id, keep_alive), (), lambda message, ticket: None)
+        self._lost_it = asyncio.Event()
+        """Set while there is no connection: paho does not tell those who wait for a PUBACK."""
 
     async def publish(
         self,
@@ -166,14 +168,32 @@ class Publisher311(Session311):
         client = self.client
         if client is None or not self.connected:
             raise NotPublished(self.error or f"not connected to the broker {self.broker} yet")
+        publishing = asyncio.ensure_future(
+            client.publish(topic, to_json(event), 1, timeout=PATIENCE)
+        )
+        lost = asyncio.ensure_future(self._lost_it.wait())
         try:
-            await client.publish(topic, to_json(event), 1, timeout=PATIENCE)
+            await asyncio.wait((publishing, lost), return_when=asyncio.FIRST_COMPLETED)
+            if not publishing.done():
+                raise NotPublished(f"the broker {self.broker} went before it acknowledged")
+            publishing.result()
         except ValueError as error:
             raise NotPublished(f"MQTT can't carry the event: {error}", for_good=True) from error
         except aiomqtt.MqttError as error:
             raise NotPublished(
                 f"the broker {self.broker} did not acknowledge the message: {error}"
             ) from error
+        finally:
+            publishing.cancel()
+            lost.cancel()
+
+    def _up(self, granted: dict[str, str]) -> None:
+        super()._up(granted)
+        self._lost_it.clear()
+
+    def _down(self) -> None:
+        super()._down()
+        self._lost_it.set()
 
 
 class AnyPublisher:
