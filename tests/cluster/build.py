@@ -38,7 +38,12 @@ E2E_IMAGES = (
     "multicontainer/sidecarcontainer",
 )
 """Those that only the end-to-end suite runs, by their folders."""
-SUITES = {"runtime": "test/conformance/runtime", "e2e": "test/e2e"}
+SUITES = {
+    "runtime": "test/conformance/runtime",
+    "e2e": "test/e2e",
+    "multicontainer": "test/e2e/multicontainerprobing",
+    "tagheader": "test/e2e/tagheader",
+}
 """Upstream's suites, by the name that they have here."""
 
 PAUSE = """\

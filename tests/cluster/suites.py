@@ -1,7 +1,7 @@
-"""`python -m tests.cluster.suites runtime|e2e [FLAG...]`: suites of upstream's on the cluster.
+"""`python -m tests.cluster.suites runtime|e2e|... [FLAG...]`: suites of upstream's on the cluster.
 
-Knative Serving's `test/conformance/runtime` and `test/e2e`, unchanged, of the release that runs.
-They need the cluster up, with the sidecar that is to be judged. Exits with the suite's status.
+Knative Serving's own (build.SUITES), unchanged, of the release that runs. They need the cluster up,
+with the sidecar that is to be judged. Exits with the suite's status.
 """
 
 import json
@@ -13,8 +13,8 @@ from pathlib import Path
 
 from tests.cluster import build, cluster, images, keys
 from tests.cluster.places import LOGS, NODE_ADDRESS, upstream_image
+from tests.contract.scenarios.logs import DEFAULT as TEMPLATE
 
-NAMESPACE, OTHER_NAMESPACE = "serving-tests", "serving-tests-alt"
 OF_THE_SIDECAR = (
     *("GRPC", "WebSocket", "HelloHTTP2", "RevisionTimeout", "DestroyPod", "Readiness"),
     *("MultiContainer$", "HelloWorld$", "QueueSideCar", "ActivatorOverload", "RequestLogs"),
@@ -26,6 +26,22 @@ OF_THE_SIDECAR = (
 what this cluster has not: a way to the Internet, metrics of the kubelet, several nodes."""
 
 
+_ON = "enabled"
+CONFIGURED = {
+    "e2e": (
+        "config-observability",
+        {
+            "logging.enable-request-log": "true",
+            "logging.enable-probe-request-log": "true",
+            "logging.request-log-template": TEMPLATE,
+        },
+    ),
+    "multicontainer": ("config-features", {"multi-container-probing": _ON}),
+    "tagheader": ("config-features", {"tag-header-based-routing": _ON}),
+}
+"""What a suite wants to be set, or it skips tests."""
+
+
 def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] not in build.SUITES:
         print(f"usage: python -m tests.cluster.suites {' | '.join(build.SUITES)} [FLAG...]")
@@ -35,26 +51,31 @@ def main(arguments: list[str]) -> int:
         return 1
     which, *flags = arguments
     suite = build.suite(which)
-    if which == "e2e":
+    if which != "runtime":
         build.serving(build.E2E_IMAGES)
         for archive in images.archives(build.E2E_IMAGES):
             cluster.load(archive)
+    if which == "e2e":
         flags = [f"-test.run=({'|'.join(OF_THE_SIDECAR)})", *flags]
-    _prepare()
+    if which in CONFIGURED:
+        cluster.configure(*CONFIGURED[which])
+    namespace = f"serving-tests-{which}"  # one that was deleted is long in coming again
+    _prepare(namespace)
     log = LOGS / f"{which}.log"
     environment = {
         **os.environ,
         "KUBECONFIG": str(keys.ADMIN),
         "SYSTEM_NAMESPACE": "knative-serving",
         # the suites want to see a Service of the ingress, even when they are told the address
-        "GATEWAY_NAMESPACE_OVERRIDE": NAMESPACE,
+        "GATEWAY_NAMESPACE_OVERRIDE": namespace,
         "GATEWAY_OVERRIDE": "gateway",
     }
     with log.open("wb") as file:
         status = subprocess.run(
             [
                 *(str(suite), "-test.v", "-test.parallel=4", "-test.timeout=60m"),
-                *("-disable-logstream", f"-ingressendpoint={NODE_ADDRESS}"),
+                *("-disable-logstream", "-enable-beta", f"-ingressendpoint={NODE_ADDRESS}"),
+                *(f"-test-namespace={namespace}", f"-alt-test-namespace={namespace}-alt"),
                 f"-imagetemplate={upstream_image('{{.Name}}')}",
                 *flags,
             ],
@@ -62,7 +83,7 @@ def main(arguments: list[str]) -> int:
             stdout=file,
             stderr=subprocess.STDOUT,
         ).returncode
-    cluster.kubectl("delete", "namespace", NAMESPACE, OTHER_NAMESPACE, "--wait=false")
+    cluster.kubectl("delete", "namespace", namespace, f"{namespace}-alt", "--wait=false")
     _tell(log)
     return status
 
@@ -80,15 +101,15 @@ def _tell(log: Path) -> None:
     print(f"{sidecar}: {passed}; failed: {failed}; {log} has it all")
 
 
-def _prepare() -> None:
+def _prepare(namespace: str) -> None:
     """What upstream's scripts put into the cluster before they start a suite."""
     # of the run before; its pods may still be draining
-    cluster.kubectl("delete", "namespace", NAMESPACE, OTHER_NAMESPACE, "--ignore-not-found")
+    cluster.kubectl("delete", "namespace", namespace, f"{namespace}-alt", "--ignore-not-found")
     name = "conformance-test"
-    about = {"namespace": NAMESPACE}
+    about = {"namespace": namespace}
     objects = [
-        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}},
-        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": OTHER_NAMESPACE}},
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}},
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": f"{namespace}-alt"}},
         {
             "apiVersion": "v1",
             "kind": "ConfigMap",

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tests.contract.http2 import Side
 from tests.contract.scenario import scenario
+from tests.contract.scenarios.drain import QUIET, draining
 from tests.contract.scenarios.http2 import ask, note, speaking
 from tests.contract.world import ADMIN, Caller, World
 from tests.relay.rig import get
@@ -164,3 +165,24 @@ async def a_certificate_that_is_broken_when_it_is_renewed(world: World) -> None:
 def shown(client: Caller) -> bytes:
     found: bytes = client.writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
     return found
+
+
+@scenario("6", ready=False, long=True)
+async def a_drain_with_TLS(world: World) -> None:
+    """Requests by TLS are served until nothing has come for the quiet time, and finished."""
+    await mounted(world)
+    world.user.on("/slow", world.user.slow(20.0))
+    first = await over_tls(world, "http/1.1")
+    await first.send(get("/slow"))
+    await world.user.received(1)
+    world.terminate()
+    begun = time.monotonic()
+    await draining(world)
+    for number in range(3):
+        client = await over_tls(world, "http/1.1")
+        await world.ask(f"request {number} of the drain", get("/"), client=client)
+        client.close()
+        await asyncio.sleep(2)
+    world.told("slow", await first.response())
+    world.note("exit status", await world.exited())
+    world.when("exit", time.monotonic() - begun, QUIET + 4)
