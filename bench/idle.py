@@ -1,0 +1,187 @@
+"""What idle pods cost a node: weir-hold in each, and the agent that has borrowed them all.
+
+100 pods (WEIR_BENCH_PODS), each a network namespace and a cgroup with a hold; the agent with one
+worker; all of them ready and their direct ports open. Needs root.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from bench import load, sidecars
+from bench.start import ENTER
+from tests.contract.place import Place
+from tests.contract.world import ENVIRONMENT, USER
+from weir.proxy.cgroups import cgroup2_mount
+from weir.proxy.wire.status import read_status
+
+HOLD = Path(__file__).parents[1] / "hold" / "weir-hold"
+PATIENCE = 120.0
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def measure(seconds: float) -> dict[str, float]:
+    """Averages over `seconds` of idling, at least ten. Raises load.Missing, RuntimeError."""
+    count = int(os.environ.get("WEIR_BENCH_PODS", "100"))
+    if os.geteuid() != 0 or not HOLD.exists():
+        raise load.Missing("needs root and hold/weir-hold (make hold)")
+    with _pods(count) as (cgroups, places), tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        missing = folder / "none"
+        with _agent(folder, [{"name": "none", "holdCgroup": str(missing)}]) as status:
+            alone = _agent_memory(status())
+        holds = [_hold(*pod, n) for n, pod in enumerate(zip(places, cgroups, strict=True))]
+        pods = [{"name": c.name, "holdCgroup": str(c), "cgroup": str(c)} for c in cgroups]
+        with _agent(folder, pods) as status:
+            _wait(lambda: _all(status(), lambda pod: pod["lease"] == "held"), "all are borrowed")
+            begun = time.monotonic()
+            with _apps(places, cgroups):
+                _wait(lambda: _all(status(), lambda pod: pod["direct"]["open"]), "all are open")
+                opened = time.monotonic() - begun
+                found = _idle(status(), [hold.pid for hold in holds], max(seconds, 10.0))
+                memory = _agent_memory(status())
+        for hold in holds:
+            hold.kill()
+            hold.wait()
+    share = (memory - alone) / count
+    return found | {
+        "agent alone, private MB": alone,
+        f"agent with {count} pods, private MB": memory,
+        "a pod: the agent's share, private KB": share * 1e3,
+        "a pod: hold and share, private KB": share * 1e3 + found["hold, private KB"],
+        "until all were open after their apps listened, s": opened,
+    }
+
+
+def _idle(status: dict[str, Any], holds: list[int], seconds: float) -> dict[str, float]:
+    agent = [status["supervisor"], *status["workers"]]
+    before = {pid: sidecars.cpu_seconds(pid) for pid in (*agent, *holds)}
+    begun = time.monotonic()
+    time.sleep(seconds)
+    spent = {pid: sidecars.cpu_seconds(pid) - cpu for pid, cpu in before.items()}
+    over = time.monotonic() - begun
+    memory = [sidecars.memory(pid) for pid in holds]
+    return {
+        "hold, private KB": statistics.mean(private for private, _ in memory) * 1e3,
+        "hold, resident KB": statistics.mean(resident for _, resident in memory) * 1e3,
+        "hold, CPU us/s": statistics.mean(spent[pid] for pid in holds) / over * 1e6,
+        "supervisor, % of a core": spent[agent[0]] / over * 100,
+        "worker, % of a core": sum(spent[pid] for pid in agent[1:]) / over * 100,
+    }
+
+
+def _agent_memory(status: dict[str, Any]) -> float:
+    return sum(sidecars.memory(pid)[0] for pid in (status["supervisor"], *status["workers"]))
+
+
+def _all(status: dict[str, Any], holds: Callable[[dict[str, Any]], bool]) -> bool:
+    return all(holds(pod) for pod in status["pods"])
+
+
+def _wait(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"never happened: {what}")
+        time.sleep(0.05)
+
+
+# ---- what is measured ---------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _pods(count: int) -> Iterator[tuple[list[Path], list[Place]]]:
+    mount = cgroup2_mount()
+    if mount is None:
+        raise load.Missing("needs a cgroup v2 mount")
+    parent = mount / f"weirb-{os.getpid()}"
+    cgroups = [parent / f"pod{number}" for number in range(count)]
+    places: list[Place] = []
+    try:
+        for cgroup in cgroups:
+            cgroup.mkdir(parents=True)
+            places.append(Place())
+        yield cgroups, places
+    finally:
+        for place in places:
+            place.close()
+        for folder in (*cgroups, parent):
+            if folder.exists():
+                _end(folder)
+
+
+def _end(folder: Path) -> None:
+    kill = folder / "cgroup.kill"
+    if kill.exists():
+        kill.write_text("1")
+    _wait(lambda: not (folder / "cgroup.procs").read_text(), f"{folder} is empty")
+    folder.rmdir()
+
+
+def _hold(place: Place, cgroup: Path, number: int) -> subprocess.Popen[bytes]:
+    environment = {
+        **ENVIRONMENT,
+        "SERVING_POD": cgroup.name,
+        "SERVING_POD_IP": f"10.{number >> 8 & 255}.{number & 255}.2",
+    }
+    procs = str(cgroup / "cgroup.procs")
+    # its sidecar is itself, again and again: however long the agent takes to come, it finds a hold
+    return place.start(["/bin/sh", "-c", ENTER, procs, *[str(HOLD)] * 100], env=environment)
+
+
+@contextlib.contextmanager
+def _agent(folder: Path, pods: list[dict[str, str]]) -> Iterator[Callable[[], dict[str, Any]]]:
+    socket_, file = folder / "agent.sock", folder / "pods.json"
+    file.write_text(json.dumps({"pods": pods}))
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-P", "-m", "weir", "agent"),
+            *("--pods", str(file), "--status", str(socket_)),
+        ],
+        stderr=subprocess.DEVNULL,
+    )
+
+    def status() -> dict[str, Any]:
+        with contextlib.suppress(OSError, ValueError):
+            return read_status(socket_)
+        return {"workers": [], "pods": [], "supervisor": process.pid}
+
+    try:
+        _wait(lambda: bool(status()["workers"]), "the agent's worker serves")
+        yield status
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextlib.contextmanager
+def _apps(places: list[Place], cgroups: list[Path]) -> Iterator[None]:
+    """One process that listens in every pod, as a member of its cgroup each time."""
+    child = os.fork()
+    if not child:
+        try:
+            listening: list[socket.socket] = []
+            for place, cgroup in zip(places, cgroups, strict=True):
+                (cgroup / "cgroup.procs").write_text("0")
+                listening.append(place.listen(USER))
+            while True:
+                time.sleep(3600)
+        finally:
+            os._exit(1)
+    try:
+        yield
+    finally:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
