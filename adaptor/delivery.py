@@ -32,20 +32,16 @@ from weir.adaptor.journal import Journal
 from weir.adaptor.lastresort import Keeper, LastResort
 from weir.adaptor.lines import BEST_EFFORT_BYTES, Lines
 from weir.adaptor.mapping import minted_ids, publisher_id
-from weir.adaptor.order import Order
+from weir.adaptor.outage import Outage
 from weir.adaptor.outgoing import Failure, Flow, Outgoing, refusal, silence, subscribed
 from weir.adaptor.quarantine import LONGEST_ANSWER
 from weir.adaptor.retry import BREAK_AFTER, Verdict
 from weir.adaptor.spool import Entry
-from weir.adaptor.templates import Content
 from weir.adaptor.topics import TopicTable
 from weir.adaptor.tracecontext import passed_on
 from weir.proxy.wire.client import Response
 
 log = logging.getLogger("weir.adaptor")
-
-SWEEP = 1.0
-"""Seconds between two looks for events that are too old for the spool."""
 
 TOO_OLD = Failure(Verdict.REJECTED, "it has lain in the spool for longer than the route allows")
 
@@ -73,7 +69,7 @@ class Pipeline:
         self._all_flows = tuple(flows)
         self._flows = TopicTable((flow.route.filter, flow) for flow in flows)
         self._with_extras = tuple(flow for flow in flows if flow.batcher or flow.replies)
-        self._lines = Lines(flows, self._pump)
+        self._lines = Lines(flows, self._pump, self._overflowed)
         self._last_resort = LastResort(sink, url or sink, keeper, flows, self._gone)
         self._limit = limit
         self._mint = minted_ids()
@@ -83,13 +79,9 @@ class Pipeline:
         self._held = 0
         self._best_effort_bytes = 0
         self._taken = 0
-        self._probes = 0
-        self._probe: asyncio.TimerHandle | None = None
-        self._sweeping: asyncio.TimerHandle | None = None
         self._quiet: asyncio.Future[None] | None = None
         self._stopped = False
-        self.blocked: str | None = None
-        self.since = time.time()
+        self._outage = Outage(sink, self._send_probe)
         self.unrouted = 0
         self.skip_retained = False
         """3.1.1 can't ask for no retained messages, so those come and are let go here."""
@@ -172,46 +164,20 @@ class Pipeline:
             outgoing.expires = outgoing.arrived + lifetime
         if malformed is not None:
             self._give_up(outgoing, malformed)
-        elif entry is not None and self._too_old(outgoing):
+        elif entry is not None and flow.feed is not None and flow.feed.outlived(outgoing):
             self._give_up(outgoing, TOO_OLD)
-        elif flow.order is not None and not self._has_turn(outgoing, flow.order):
+        elif flow.order is not None and not self._lines.has_turn(outgoing):
             pass
-        elif self._in_flight < self._limit and self.blocked is None and flow.gate is None:
+        elif self._in_flight < self._limit and self._outage.reason is None and flow.gate is None:
             self._start(outgoing)
         elif flow.gate is not None:
-            self._wait(outgoing)
+            self._lines.put(outgoing)
             self._pump()
         else:
-            self._wait(outgoing)
-
-    def _has_turn(self, outgoing: Outgoing, order: Order[Outgoing]) -> bool:
-        """Whether no older event with the same key is under way; else it waits, or is let go."""
-        template, message = outgoing.flow.route.keeping.ordered, outgoing.message
-        assert template is not None
-        content = Content(message.user_properties, message.payload)
-        key = template.render(message.topic, "", content) or ""
-        if not order.is_free(key) and not self._lines.step_aside(outgoing):
-            self._overflowed(outgoing)
-            return False
-        outgoing.key = key
-        return order.enter(key, outgoing)
-
-    def _next_in_order(self, outgoing: Outgoing) -> None:
-        order, key = outgoing.flow.order, outgoing.key
-        assert order is not None and key is not None
-        following = order.leave(key)
-        if following is not None:
-            self._lines.step_back(following)
-            self._wait(following, first=True)
-            self._loop.call_soon(self._pump)
+            self._lines.put(outgoing)
 
     def _context(self, user_properties: list[tuple[str, str]]) -> bytes:
         return passed_on(user_properties)
-
-    def _wait(self, outgoing: Outgoing, *, first: bool = False) -> None:
-        oldest = self._lines.put(outgoing, first=first)
-        if oldest is not None:
-            self._overflowed(oldest)
 
     def _overflowed(self, outgoing: Outgoing) -> None:
         outgoing.flow.counters.overflowed += 1
@@ -239,7 +205,7 @@ class Pipeline:
         """A probe has no company, and neither has a last attempt: whatever the others of its batch
         did, no event is given up for them."""
         batcher = outgoing.flow.batcher
-        if batcher is None or self.blocked is not None:
+        if batcher is None or self._outage.reason is not None:
             return self._caller
         last = 0 < outgoing.attempts >= outgoing.flow.route.delivery.retry
         return self._caller if last else batcher
@@ -268,7 +234,7 @@ class Pipeline:
         self._gone(outgoing)
 
     def _pump(self) -> None:
-        while self.blocked is None and self._in_flight < self._limit and not self._stopped:
+        while self._outage.reason is None and self._in_flight < self._limit and not self._stopped:
             outgoing = self._lines.take()
             if outgoing is None:
                 return
@@ -299,8 +265,8 @@ class Pipeline:
         counters = outgoing.flow.counters
         counters.delivered += 1
         counters.latency.record(time.monotonic() - outgoing.arrived)
-        if self.blocked is not None:
-            self._unblock()
+        if self._outage.reason is not None:
+            self._outage.ends()
         if reply is None or outgoing.flow.replies is None:
             self._gone(outgoing)
             return
@@ -324,8 +290,8 @@ class Pipeline:
             self._best_effort_bytes -= len(outgoing.body)
         elif outgoing.flow.feed is not None:
             outgoing.flow.feed.gone(outgoing.entry)
-        if outgoing.key is not None:
-            self._next_in_order(outgoing)
+        if outgoing.key is not None and self._lines.leave_order(outgoing):
+            self._loop.call_soon(self._pump)
         if self._quiet is not None:
             self._check_quiet()
 
@@ -339,10 +305,10 @@ class Pipeline:
         self._misses = 0 if answered else self._misses + 1
         if verdict is Verdict.REJECTED:
             self._give_up(outgoing, failure)
-        elif self.blocked is not None and verdict is not Verdict.FAILED:
+        elif self._outage.reason is not None and verdict is not Verdict.FAILED:
             # a probe without an answer may be that event's fault: let another one try next
-            self._wait(outgoing, first=verdict is Verdict.UNAVAILABLE)
-            self._plan_probe(outgoing, failure)
+            self._lines.put(outgoing, first=verdict is Verdict.UNAVAILABLE)
+            self._still_down(outgoing, failure)
         elif self._misses >= BREAK_AFTER and verdict is Verdict.UNAVAILABLE:
             self._block(outgoing, failure)  # the retries of each would only be more of the same
         elif outgoing.attempts < outgoing.flow.route.delivery.retry:
@@ -356,8 +322,8 @@ class Pipeline:
         return verdict is Verdict.UNANSWERED and self._taken > outgoing.mark
 
     def _retry(self, outgoing: Outgoing, failure: Failure) -> None:
-        if self.blocked is not None:
-            self._unblock()  # it answered, if only with an error
+        if self._outage.reason is not None:
+            self._outage.ends()  # it answered, if only with an error
         wait = outgoing.flow.route.delivery.backoff(outgoing.attempts, failure.retry_after)
         outgoing.attempts += 1
         outgoing.flow.counters.retried += 1
@@ -370,7 +336,7 @@ class Pipeline:
         self._lines.step_back(outgoing)
         if self._stopped:
             return
-        self._wait(outgoing, first=True)
+        self._lines.put(outgoing, first=True)
         self._pump()
 
     def _give_up(self, outgoing: Outgoing, failure: Failure) -> None:
@@ -378,68 +344,48 @@ class Pipeline:
         if outgoing.flow.route.on_failure == "block":
             self._block(outgoing, failure)
             return
-        if self.blocked is not None and failure.status is not None:
-            self._unblock()
+        if self._outage.reason is not None and failure.status is not None:
+            self._outage.ends()
         self._last_resort.take(outgoing, failure)
 
-    def _too_old(self, outgoing: Outgoing) -> bool:
-        flow = outgoing.flow
-        if flow.feed is None or flow.route.on_failure == "block":
-            return False
-        return time.time() - outgoing.received > flow.feed.spooling.age
-
-    def _sweep(self) -> None:
+    def give_up_old(self, flow: Flow) -> None:
         """However blocked the sink is, what is too old for the spool goes the way of onFailure."""
-        for outgoing in self._lines.pull(self._too_old):
-            self._give_up(outgoing, TOO_OLD)
-        self._sweeping = self._loop.call_later(SWEEP, self._sweep)
+        feed = flow.feed
+        if feed is not None:
+            for outgoing in self._lines.pull(
+                lambda each: each.flow is flow and feed.outlived(each)
+            ):
+                self._give_up(outgoing, TOO_OLD)
 
     # --- a sink that is down ---
 
     def _block(self, outgoing: Outgoing, failure: Failure) -> None:
         """Nothing is sent but one probe at a time; the events wait unacknowledged."""
         outgoing.attempts = 0
-        self._wait(outgoing, first=failure.verdict is not Verdict.UNANSWERED)
-        self._plan_probe(outgoing, failure)
+        self._lines.put(outgoing, first=failure.verdict is not Verdict.UNANSWERED)
+        self._still_down(outgoing, failure)
 
-    def _plan_probe(self, outgoing: Outgoing, failure: Failure) -> None:
-        if self.blocked is None:
-            self.since, self._probes = time.time(), 0
-            log.error("sink %s is blocked: %s", self.sink, failure.reason)
-        self.blocked = failure.reason
-        if self._probe is None:
-            wait = outgoing.flow.route.delivery.probe(self._probes, failure.retry_after)
-            self._probes += 1
-            self._probe = self._loop.call_later(wait, self._send_probe)
+    def _still_down(self, outgoing: Outgoing, failure: Failure) -> None:
+        self._outage.goes_on(failure, outgoing.flow.route.delivery)
         if self._quiet is not None:
             self._check_quiet()
 
     def _send_probe(self) -> None:
-        self._probe = None
-        while not self._stopped and self.blocked is not None:
+        while not self._stopped and self._outage.reason is not None:
             outgoing = self._lines.take_any()
-            if outgoing is None:  # the events are in their retry timers; look again soon
-                self._probe = self._loop.call_later(1.0, self._send_probe)
+            if outgoing is None:
+                self._outage.look_again()
                 return
             if self._start(outgoing):
                 return
-
-    def _unblock(self) -> None:
-        log.warning("sink %s answers again", self.sink)
-        self.blocked, self.since, self._probes = None, time.time(), 0
-        if self._probe is not None:
-            self._probe.cancel()
-            self._probe = None
 
     # --- beginning and end ---
 
     def start(self) -> None:
         """Deliver what lies in the spool from before."""
-        fed = [flow.feed for flow in self._all_flows if flow.feed is not None]
-        for feed in fed:
-            feed.start()
-        if fed:
-            self._sweep()
+        for flow in self._all_flows:
+            if flow.feed is not None:
+                flow.feed.start()
 
     async def drain(self, seconds: float) -> None:
         """Deliver what was received, for at most `seconds`; returns early when the sink is down.
@@ -455,16 +401,14 @@ class Pipeline:
         await asyncio.wait((self._quiet,), timeout=seconds)
 
     def _check_quiet(self) -> None:
-        quiet = self._held == 0 or (self.blocked is not None and self._in_flight == 0)
+        quiet = self._held == 0 or (self._outage.reason is not None and self._in_flight == 0)
         if quiet and self._quiet is not None and not self._quiet.done():
             self._quiet.set_result(None)
 
     def stop(self) -> None:
         """No more attempts. What was not delivered stays unacknowledged."""
         self._stopped = True
-        for timer in (self._probe, self._sweeping):
-            if timer is not None:
-                timer.cancel()
+        self._outage.stop()
         self._lines.stop()
         self._last_resort.stop()
         for flow in self._with_extras:
@@ -474,6 +418,11 @@ class Pipeline:
     @property
     def in_flight(self) -> int:
         return self._in_flight
+
+    @property
+    def blocked(self) -> str | None:
+        """Why nothing is sent but a probe now and then."""
+        return self._outage.reason
 
     @property
     def unsafe(self) -> str | None:
@@ -490,7 +439,7 @@ class Pipeline:
         return {
             "state": "up" if reason is None else "blocked",
             "reason": reason,
-            "since": self.since,
+            "since": self._outage.since,
             "in_flight": self._in_flight,
             "waiting": len(self._lines),
             "unacknowledged": self._held,

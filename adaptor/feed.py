@@ -19,7 +19,7 @@ from mqtt5 import PublishPacket
 from weir.adaptor.broker import Ticket
 from weir.adaptor.journal import Journal
 from weir.adaptor.keeping import Spooling
-from weir.adaptor.outgoing import Flow
+from weir.adaptor.outgoing import Flow, Outgoing
 from weir.adaptor.spool import Entry
 from weir.adaptor.spool_writer import SpoolWriter
 
@@ -28,7 +28,11 @@ AHEAD, AHEAD_BYTES = 256, 8 << 20
 
 BEST_EFFORT = 1000
 """QoS 0 messages of a route that are not on disk yet; no ticket bounds them, and nobody keeps what
-is more."""
+is more. No more bytes of them than the pipeline may have, either."""
+
+
+SWEEP = 1.0
+"""Seconds between two looks for events that are too old."""
 
 
 class Delivery(Protocol):
@@ -38,6 +42,8 @@ class Delivery(Protocol):
 
     def deliver(self, flow: Flow, message: PublishPacket, entry: Entry) -> None: ...
 
+    def give_up_old(self, flow: Flow) -> None: ...
+
 
 class Feed:
     """Of one route."""
@@ -45,7 +51,8 @@ class Feed:
     def __init__(
         self, flow: Flow, spooling: Spooling, writer: SpoolWriter, journal: Journal, to: Delivery
     ) -> None:
-        self.flow, self.spooling = flow, spooling
+        self.flow, self._age = flow, spooling.age
+        self._sweeping: asyncio.TimerHandle | None = None
         self._writer, self._journal, self._to = writer, journal, to
         self._route = flow.route.name
         self.share = writer.share(self._route, spooling.size)
@@ -57,13 +64,14 @@ class Feed:
         self._missed = False
         """Whether some were written while we read, perhaps too late for that."""
         self._loading: asyncio.Task[None] | None = None
-        self._unsafe = 0
+        self._unsafe = self._unsafe_bytes = 0
         self._stopped = False
         flow.counters.received += self.share.count  # by an earlier life
 
     def start(self) -> None:
         """Deliver what an earlier life has left."""
         self._load()
+        self._sweep()
 
     # --- in ---
 
@@ -78,15 +86,17 @@ class Feed:
         self.flow.counters.received += 1
         if ticket is not None:
             ticket.received = now
-        elif self._unsafe >= BEST_EFFORT:
+        elif self._unsafe >= BEST_EFFORT or self._unsafe_bytes >= AHEAD_BYTES:
             self.flow.counters.overflowed += 1
             return
-        self._unsafe += 1
         entry = Entry(self._writer.next_number(), self._route, now, event_id, message.write())
+        self._unsafe += 1
+        self._unsafe_bytes += entry.size
         self._writer.put(entry, mark, lambda: self._safe(entry, message, ticket))
 
     def _safe(self, entry: Entry, message: PublishPacket, ticket: Ticket | None) -> None:
         self._unsafe -= 1
+        self._unsafe_bytes -= entry.size
         if ticket is not None:
             self._to.settle(ticket)
         if self._more or self._stopped or self._ahead >= AHEAD or self._ahead_bytes >= AHEAD_BYTES:
@@ -127,13 +137,27 @@ class Feed:
         if self._ahead <= AHEAD // 2:
             self._load()
 
+    # --- age ---
+
+    def outlived(self, outgoing: Outgoing) -> bool:
+        """Whether it has lain here for longer than it may. With `onFailure: block` none ever has:
+        there is nowhere to go."""
+        route = self.flow.route
+        return route.on_failure != "block" and time.time() - outgoing.received > self._age
+
+    def _sweep(self) -> None:
+        self._to.give_up_old(self.flow)
+        self._sweeping = asyncio.get_running_loop().call_later(SWEEP, self._sweep)
+
+    # --- for people, and the end ---
+
     @property
     def blocked(self) -> str | None:
         """Why messages of the route are not taken."""
         if self._writer.trouble is not None:
             return self._writer.trouble
         if self.share.blocked:
-            return f"the route's share of the spool ({self.spooling.size} bytes) is full"
+            return f"the route's share of the spool ({self.share.bound} bytes) is full"
         return None
 
     def snapshot(self) -> dict[str, object]:
@@ -144,5 +168,7 @@ class Feed:
         """Hands nothing over any more, and lets go what has found no room: it is unacknowledged."""
         self._stopped = True
         self.share.blocked.clear()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
         if self._loading is not None:
             self._loading.cancel()

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from weir.adaptor.outgoing import Flow, Outgoing
+from weir.adaptor.templates import Content
 
 BEST_EFFORT = 1000
 """QoS 0 events held per sink."""
@@ -26,10 +27,16 @@ class Lines:
     """`waiting`, `best_effort` and `gated` are looked at by the pipeline for every answer; only the
     methods here change them."""
 
-    def __init__(self, flows: Iterable[Flow], wake: Callable[[], None]) -> None:
-        """`wake`: called when a gate has opened."""
+    def __init__(
+        self,
+        flows: Iterable[Flow],
+        wake: Callable[[], None],
+        overflowed: Callable[[Outgoing], None],
+    ) -> None:
+        """`wake`: called when a gate has opened; `overflowed`: told of events that have to go for
+        want of room."""
         self._loop = asyncio.get_running_loop()
-        self._wake = wake
+        self._wake, self._overflowed = wake, overflowed
         self.waiting: deque[Outgoing] = deque()
         self.best_effort: deque[Outgoing] = deque()
         self.gated = tuple(flow for flow in flows if flow.gate is not None)
@@ -40,10 +47,14 @@ class Lines:
         gated = sum(len(flow.line) for flow in self.gated)
         return len(self.waiting) + len(self.best_effort) + gated
 
-    def put(self, outgoing: Outgoing, *, first: bool = False) -> Outgoing | None:
-        """The event waits; the one returned, perhaps itself, has to go for it."""
-        flow = outgoing.flow
-        if flow.gate is not None:
+    def put(self, outgoing: Outgoing, *, first: bool = False) -> None:
+        """The event waits; for it another one, or itself, may have to go."""
+        oldest = self._put(outgoing, first=first)
+        if oldest is not None:
+            self._overflowed(oldest)
+
+    def _put(self, outgoing: Outgoing, *, first: bool) -> Outgoing | None:
+        if outgoing.flow.gate is not None:
             return self._put_at_gate(outgoing, first=first)
         if outgoing.firm:
             self.waiting.appendleft(outgoing) if first else self.waiting.append(outgoing)
@@ -105,6 +116,29 @@ class Lines:
             return self.best_effort.popleft()
         flow = next((flow for flow in self.gated if flow.line), None)
         return None if flow is None else self._from_line(flow)
+
+    def has_turn(self, outgoing: Outgoing) -> bool:
+        """Whether no older event of the same key is under way; else it waits for that, or goes."""
+        order, template = outgoing.flow.order, outgoing.flow.route.keeping.ordered
+        assert order is not None and template is not None
+        content = Content(outgoing.message.user_properties, outgoing.message.payload)
+        key = template.render(outgoing.message.topic, "", content) or ""
+        if not order.is_free(key) and not self.step_aside(outgoing):
+            self._overflowed(outgoing)
+            return False
+        outgoing.key = key
+        return order.enter(key, outgoing)
+
+    def leave_order(self, outgoing: Outgoing) -> bool:
+        """It has come to its end. Whether there is another one of its key, which is in line now."""
+        order, key = outgoing.flow.order, outgoing.key
+        assert order is not None and key is not None
+        following = order.leave(key)
+        if following is None:
+            return False
+        self.step_back(following)
+        self.put(following, first=True)
+        return True
 
     def pull(self, which: Callable[[Outgoing], bool]) -> list[Outgoing]:
         """Take these out, of events in the spool."""
