@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import subprocess
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -73,12 +74,11 @@ async def url() -> AsyncIterator[str]:
 
 
 async def curl(*arguments: str) -> str:
-    process = await asyncio.create_subprocess_exec(
-        "curl", "-sS", "--max-time", "30", *arguments, stdout=-1, stderr=-1
-    )
-    out, errors = await process.communicate()
-    assert process.returncode == 0, errors.decode()
-    return out.decode()
+    # not by the loop: uvloop forks, and in a fork the SDKs of other tests start their threads anew
+    command = ["curl", "-sS", "--max-time", "30", *arguments]
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @needs_curl
