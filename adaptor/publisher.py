@@ -34,11 +34,12 @@ REFUSED_FOR_GOOD = (
 
 
 class NotPublished(Exception):
-    """str() says why. `for_good`: trying again won't help."""
+    """str() says why. `for_good`: trying again won't help. `lost`: the connection ended while the
+    message was on its way, perhaps because of it."""
 
-    def __init__(self, text: str, *, for_good: bool = False) -> None:
+    def __init__(self, text: str, *, for_good: bool = False, lost: bool = False) -> None:
         super().__init__(text)
-        self.for_good = for_good
+        self.for_good, self.lost = for_good, lost
 
 
 class Publisher(Protocol):
@@ -104,7 +105,10 @@ class Publisher5(Session5):
             (answer, connection.lost), timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED
         )
         if not answer.done():  # the id stays taken until the answer or the end of the connection
-            raise NotPublished(f"the broker {self.broker} did not acknowledge the message")
+            raise NotPublished(
+                f"the broker {self.broker} did not acknowledge the message",
+                lost=connection.lost.done(),
+            )
         code = answer.result().reason_code
         if code.value >= 0x80:
             raise NotPublished(
@@ -175,7 +179,9 @@ class Publisher311(Session311):
         try:
             await asyncio.wait((publishing, lost), return_when=asyncio.FIRST_COMPLETED)
             if not publishing.done():
-                raise NotPublished(f"the broker {self.broker} went before it acknowledged")
+                raise NotPublished(
+                    f"the broker {self.broker} went before it acknowledged the message", lost=True
+                )
             publishing.result()
         except ValueError as error:
             raise NotPublished(f"MQTT can't carry the event: {error}", for_good=True) from error

@@ -7,12 +7,15 @@ crash in between leads to delivery again, and to another reply, never to none.
 
 A reply that the broker does not take now is tried until it does. One that it never will take, or
 that has nowhere to go, goes the way of the route's events that can't be delivered: to the dead
-letter sink, to the quarantine, or with `onFailure: drop` to nobody, each with a word in the log.
+letter sink, to the quarantine, or with `onFailure: drop` to nobody, each with a word in the log. So
+does one that ends the connection time and again, as a 3.1.1 broker refuses; those that were under
+way with it are published one by one from then on, to see which it was.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from typing import Protocol
@@ -85,6 +88,7 @@ class Replies:
         self._route, self._counters, self._broker = route, counters, broker
         self._publisher, self._keeper, self._letters = publisher, keeper, letters
         self._tasks: set[asyncio.Task[None]] = set()
+        self._suspects = asyncio.Lock()
         self.waiting: str | None = None
         """Why replies can't be published at the moment."""
 
@@ -106,17 +110,19 @@ class Replies:
         except NoTopic as error:
             await self._put_aside(message.response_topic or "", event, str(error))
             return
-        attempt = 0
+        attempt = losses = 0
         while True:
             try:
-                await self._publisher.publish(
-                    topic,
-                    event,
-                    dialect=self._route.sending.dialect,
-                    correlation=message.correlation_data,
-                )
+                async with self._suspects if losses else contextlib.nullcontext():
+                    await self._publisher.publish(
+                        topic,
+                        event,
+                        dialect=self._route.sending.dialect,
+                        correlation=message.correlation_data,
+                    )
             except NotPublished as error:
-                if error.for_good:
+                losses += error.lost
+                if error.for_good or losses > self._route.delivery.retry:
                     await self._put_aside(topic, event, str(error))
                     return
                 self._wait_for(str(error))

@@ -381,6 +381,31 @@ async def test_a_reply_that_the_broker_forbids_lies_in_the_quarantine(
     assert (held.topic, held.event.attributes["id"]) == ("secret/7", "r1")
 
 
+@both
+async def test_a_reply_too_large_for_the_broker_lies_in_the_quarantine(
+    sink: Sink, tmp_path: Path, version: str
+) -> None:
+    """MQTT 5 says how much is too much; of 3.1.1 all we see is that it hangs up, each time."""
+    broker = Mosquitto(tmp_path, "allow_anonymous true\nmax_packet_size 2000\n")
+    await broker.start()
+    sink.script = lambda request: Answer(200, REPLY, b"x" * 5000 if request.body == b"5" else b"x")
+    text = one_route(sink, f"reply: {{topic: done/x}}, {QUICK}")
+    try:
+        async with (
+            adaptor(broker.url, text, tmp_path, protocol=version) as running,
+            listener(broker, "done/x") as got,
+        ):
+            await broker.publish([(f"plant/{n}", b"%d" % n) for n in range(10)])
+            await until(lambda: running.route("all")["unreplied"] == 1, "put aside")
+            await until(lambda: running.route("all")["replied"] == 9, "the others come")
+            await until(lambda: len(got) >= 9, "and are there")
+            await until(lambda: not running.sink(sink.url)["window"]["used"], "acknowledged")
+    finally:
+        await broker.stop()
+    (held,) = Quarantine(tmp_path / "quarantine.db").events()
+    assert len(held.event.data) == 5000
+
+
 async def test_with_a_dead_letter_sink_such_a_reply_goes_there(
     broker: Mosquitto, sink: Sink, tmp_path: Path
 ) -> None:
