@@ -33,6 +33,7 @@ E2E_IMAGES = (
     "pizzaplanetv1",
     "pizzaplanetv2",
     "timeout",
+    "volumes",
     "wsserver",
     "multicontainer/servingcontainer",
     "multicontainer/sidecarcontainer",

@@ -19,7 +19,7 @@ import aiohttp
 from aiohttp import web
 
 from tests.cluster import api, dns, h2c, streams
-from tests.cluster.places import DOMAIN, INGRESS_CLASS, NODE_ADDRESS
+from tests.cluster.places import DOMAIN, HOST_ADDRESS, INGRESS_CLASS, NODE_ADDRESS
 
 PORT = 80
 NAME = f"gateway.weir-test.svc.{DOMAIN}"
@@ -45,8 +45,9 @@ class Split:
 
 @dataclass(frozen=True)
 class Path:
-    """Requests that carry `matching` headers go to one of `splits`."""
+    """Requests that carry `matching` headers go to one of `splits`. `private`: of pods only."""
 
+    private: bool
     prefix: str
     matching: dict[str, str]
     host: str
@@ -74,9 +75,10 @@ class Table:
             return
         hosts: dict[str, list[Path]] = {}
         for rule in ingress["spec"].get("rules", ()):
+            private = rule.get("visibility") == "ClusterLocal"
             # the most particular first: tags are told apart by a header
             paths = sorted(
-                map(_path, rule["http"]["paths"]),
+                (_path(spec, private) for spec in rule["http"]["paths"]),
                 key=lambda path: (-len(path.prefix), -len(path.matching)),
             )
             for host in rule["hosts"]:
@@ -93,7 +95,7 @@ class Table:
         return None
 
 
-def _path(spec: dict[str, Any]) -> Path:
+def _path(spec: dict[str, Any], private: bool) -> Path:
     more = spec.get("appendHeaders", {})
     splits = tuple(
         Split(
@@ -106,7 +108,7 @@ def _path(spec: dict[str, Any]) -> Path:
         for split in spec["splits"]
     )
     matching = {name.lower(): match["exact"] for name, match in spec.get("headers", {}).items()}
-    return Path(spec.get("path", "/"), matching, spec.get("rewriteHost", ""), splits)
+    return Path(private, spec.get("path", "/"), matching, spec.get("rewriteHost", ""), splits)
 
 
 class Gateway:
@@ -122,7 +124,7 @@ class Gateway:
     ) -> streams.Way | str:
         """Where a request goes (streams.Choose)."""
         found = self.table.path(host, path, headers)
-        if found is None:
+        if found is None or (found.private and peer == HOST_ADDRESS):
             return f"no KIngress for {host}"
         (split,) = random.choices(found.splits, [split.percent for split in found.splits])
         address = self._names.get(f"{split.service}.{split.namespace}.svc.{DOMAIN}")
