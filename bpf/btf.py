@@ -164,39 +164,55 @@ class Btf:
 
     @cached_property
     def maps(self) -> dict[str, MapTypes]:
-        """Key and value types of every map that was defined with __type()."""
+        """Key and value types of every map, from its definition: struct NAME_map."""
         return {
-            name: MapTypes(self._pointed_at(members["key"]), self._pointed_at(members["value"]))
-            for name, members in self._definitions()
-            if {"key", "value"} <= members.keys()
+            name: MapTypes(self._layout(key), self._layout(value))
+            for name in self._definitions
+            for key, value in (self.map_types(name),)
+        }
+
+    def map_types(self, name: str) -> tuple[int, int]:
+        """The numbers of a map's key and value types."""
+        members = self._definitions[name]
+        return (
+            self._types[members["key"]].size_or_type,
+            self._types[members["value"]].size_or_type,
+        )
+
+    def map_settings(self, name: str) -> dict[str, int]:
+        """What __uint() said of a map: a pointer to an array so long."""
+        return {
+            member: int.from_bytes(array.tail[8:12], "little")
+            for member, pointer in self._definitions[name].items()
+            for array in (self._types[self._types[pointer].size_or_type],)
+            if member not in ("key", "value") and array.kind == _ARRAY
         }
 
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits that two objects share if one may use the other's maps:
         names, settings, key and value types of all maps, and enum layout's version."""
         told: list[object] = [self.enum("layout")]
-        for name, members in sorted(self._definitions()):
-            settings = {
-                member: self._types[number].tail[8:12]  # __uint(): a pointer to an array so long
-                for member, pointer in members.items()
-                for number in (self._types[pointer].size_or_type,)
-                if self._types[number].kind == _ARRAY
-            }
-            told += [name, sorted(settings.items()), self.maps.get(name)]
+        for name in sorted(self._definitions):
+            told += [name, sorted(self.map_settings(name).items()), self.maps[name]]
         return hashlib.sha256(repr(told).encode()).hexdigest()[:12]
 
-    def _definitions(self) -> Iterator[tuple[str, dict[str, int]]]:
-        """(map, {what is said of it: type number})."""
-        for section in self._types:
-            if section.kind != _DATASEC or section.name != ".maps":
-                continue
-            for number, _offset, _size in section.members():
-                variable = self._types[number]
-                members = self._types[variable.size_or_type].members()
-                yield variable.name, {self._string(at): member for at, member, _ in members}
+    def function(self, name: str) -> int:
+        """The number of a function."""
+        for number, each in enumerate(self._types):
+            if each.kind == _FUNC and each.name == name:
+                return number
+        raise BtfError(f"{self._origin}: no function {name} in its BTF")
 
-    def _pointed_at(self, number: int) -> Layout:
-        return self._layout(self._types[number].size_or_type)
+    @cached_property
+    def _definitions(self) -> dict[str, dict[str, int]]:
+        """By map, what is said of it: {member: type number}."""
+        return {
+            each.name.removesuffix("_map"): {
+                self._string(at): member for at, member, _ in each.members()
+            }
+            for each in self._types
+            if each.kind == _STRUCT and each.name.endswith("_map")
+        }
 
     def _layout(self, number: int) -> Layout:
         each = self._types[number]

@@ -49,16 +49,21 @@ enum { STOP = 0, MALFORMED = ~0U, SCAN = ~1U /* on to the next line that matters
 
 enum { HAS_LENGTH = 1, CHUNKED = 2, NAME_IS_CODING = 4 };
 
-/* volatile: mergeable string constants make libbpf 1.1 emit BTF that the kernel rejects */
-static const volatile char CONTENT_LENGTH[32] = "content-length:";
-static const volatile char TRANSFER_ENCODING[32] = "transfer-encoding:";
-static const volatile char CHUNKED_CODING[8] = "chunked";
-static const volatile char PREFACE[16] = "PRI * HTTP/2.0";
-
 /* see WORD() in scan.h */
 #define W_LENGTH  0x3a6874676e656cULL	/* length: */
 #define W_ENCODIN 0x6e69646f636e652dULL /* -encodin */
+#define W_G	  0x3a67ULL		/* g: */
 #define W_CHUNKED 0x64656b6e75686320ULL /* " chunked" */
+#define W_PREFACE 0x5448202a20495250ULL /* PRI * HT */
+#define W_VERSION 0x302e322f5054ULL	/* TP/2.0 */
+
+/* Byte number i of a text in three words: a constant in memory would need a relocation. */
+static __always_inline __u8 letter(__u64 first, __u64 second, __u64 third, __u32 i)
+{
+	__u64 word = i < 8 ? first : i < 16 ? second : third;
+
+	return word >> (i & 7) * 8;
+}
 
 static __always_inline void head_ends(struct connection *c, struct stream *s, const int out)
 {
@@ -121,7 +126,7 @@ static __always_inline __u32 preface(struct connection *c, struct stream *s, con
 {
 	__u32 i = s->match & 15;
 
-	if (p[0] != PREFACE[i]) {
+	if (p[0] != letter(W_PREFACE, W_VERSION, 0, i)) {
 		s->match = 0;
 		return 0;
 	}
@@ -251,7 +256,8 @@ static __always_inline __u32 field(struct stream *s, const __u8 *p, __u32 seen)
 static __always_inline __u32 name(struct stream *s, const __u8 *p)
 {
 	__u32 i = s->match & 31;
-	__u8 want = s->flags & NAME_IS_CODING ? TRANSFER_ENCODING[i] : CONTENT_LENGTH[i];
+	__u8 want = s->flags & NAME_IS_CODING ? letter(W_TRANSFER, W_ENCODIN, W_G, i)
+					      : letter(W_CONTENT, W_LENGTH, 0, i);
 
 	if (p[0] == '\n') {
 		s->state = FIELD;
@@ -279,7 +285,7 @@ static __always_inline __u32 coding(struct stream *s, const __u8 *p, __u32 seen)
 	}
 	if (p[0] == '\n') {
 		s->state = FIELD;
-	} else if ((p[0] | 0x20) != CHUNKED_CODING[i]) {
+	} else if ((p[0] | 0x20) != letter(W_CHUNKED >> 8, 0, 0, i)) {
 		s->match = (p[0] | 0x20) == 'c';
 	} else if (i + 1 < sizeof("chunked") - 1) {
 		s->match = i + 1;

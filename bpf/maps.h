@@ -15,8 +15,18 @@
 #include <linux/ipv6.h>
 #include <linux/tcp.h>
 #include <linux/types.h>
+
+#ifdef WEIR_BCC
+#include "bcc.h"
+#else
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
+#define MAP(name)		 (&(name))
+#define FUNCTION(name)		 ((void *)(name))
+typedef __u32 atomic; /* what atomic operations are done on */
+		      /* what bpf_loop() calls */
+#define CALLBACK(name, index, x) static long name(__u32 index, x)
+#endif
 
 #define AF_INET	 2
 #define AF_INET6 10
@@ -32,7 +42,6 @@
 enum layout {
 	LAYOUT_VERSION = 1,
 };
-const volatile enum layout layout_version = LAYOUT_VERSION; /* keeps the enum in the BTF */
 
 /* ---- which pod, which listener --------------------------------------------------------- */
 
@@ -44,7 +53,8 @@ struct address {
 struct pod {
 	__u16 user_port;
 	__u16 direct_port;
-	__u32 enabled; /* steer new connections; those accepted earlier stay counted */
+	__u32 enabled;	    /* steer new connections; those accepted earlier stay counted */
+	enum layout layout; /* nobody reads it: the version is in the BTF by it */
 };
 
 /* In a SO_REUSEPORT group every member has a slot of its own, so that the death of one leaves
@@ -131,7 +141,7 @@ struct stream {
 	__u32 head_steps;	  /* what was used of the head budget */
 	__u32 next;		  /* sequence number of the first byte not followed yet */
 	__u32 late_from, late_to; /* in: this range came before its turn */
-	__u32 busy;		  /* in: a segment is being followed on some CPU */
+	atomic busy;		  /* in: a segment is being followed on some CPU */
 	__u32 id;		  /* HTTP/2: of the current frame's stream */
 	__u16 status;
 	__u8 state, flags, match, type, unused[2];
@@ -146,14 +156,14 @@ enum mode { HTTP1, HTTP2, TUNNEL, OPAQUE }; /* the last two: one request until t
 
 struct connection {
 	__u64 netns, epoch;
-	__u64 since;	   /* first byte of the request that is running, ns */
-	__u64 heads;	   /* bit i: request number i (mod 64) is a HEAD; written by ingress only */
-	__u32 outstanding; /* changed atomically: by ingress, egress, the end of the connection */
+	__u64 since; /* first byte of the request that is running, ns */
+	__u64 heads; /* bit i: request number i (mod 64) is a HEAD; written by ingress only */
+	atomic outstanding; /* changed atomically: by ingress, egress, the end of the connection */
 	enum mode mode;
 	__u32 asked;	/* ingress only: number of requests seen */
 	__u32 answered; /* egress only */
 	__u32 gone;
-	__u32 ended;	     /* no stream may be opened any more */
+	atomic ended;	     /* no stream may be opened any more */
 	__u32 last_stream;   /* HTTP/2, ingress only: the highest stream that was opened */
 	__u32 refused_above; /* HTTP/2, egress only: streams that GOAWAY disowns */
 	struct stream in, out;
@@ -166,10 +176,11 @@ struct connection {
 
 struct streams {
 	__u64 since[OPEN_STREAMS];
-	__u32 id[OPEN_STREAMS]; /* 0: free */
+	atomic id[OPEN_STREAMS]; /* 0: free */
 };
 
-struct {
+/* The name of a map's struct is how user space finds its definition in the BTF. */
+struct pods_map {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, MAX_PODS);
 	__type(key, __u64); /* netns cookie */
@@ -177,7 +188,7 @@ struct {
 } pods SEC(".maps");
 
 /* sk_lookup and tc can't ask for the netns cookie (or not on every kernel): by local address */
-struct {
+struct addresses_map {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, MAX_ADDRESSES);
 	__type(key, struct address);
@@ -185,14 +196,14 @@ struct {
 } addresses SEC(".maps");
 
 /* Lookup only: no program is ever attached to this map, so sockets in it work as without it. */
-struct {
+struct listeners_map {
 	__uint(type, BPF_MAP_TYPE_SOCKHASH);
 	__uint(max_entries, MAX_LISTENERS);
 	__type(key, struct listener_key);
 	__type(value, __u64);
 } listeners SEC(".maps");
 
-struct {
+struct meters_map {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC); /* only lanes that there are CPUs for exist */
 	__uint(max_entries, MAX_METERS);
@@ -201,7 +212,7 @@ struct {
 } meters SEC(".maps");
 
 /* Dies with its socket: no size to choose, nothing to collect (docs/decisions/002). */
-struct {
+struct connections_map {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, int);
@@ -209,7 +220,7 @@ struct {
 } connections SEC(".maps");
 
 /* Only sockets that speak HTTP/2 have it. */
-struct {
+struct open_streams_map {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, int);
@@ -224,7 +235,7 @@ static __always_inline struct meter *pod_meter(__u64 netns)
 	    .lane = bpf_get_smp_processor_id() & (LANES - 1),
 	};
 
-	return bpf_map_lookup_elem(&meters, &key);
+	return bpf_map_lookup_elem(MAP(meters), &key);
 }
 
 static __always_inline void count(__u64 *counter)

@@ -289,7 +289,7 @@ struct sweep {
 	__u32 above, closed;
 };
 
-static long sweep_place(__u32 i, struct sweep *x)
+CALLBACK(sweep_place, i, struct sweep *x)
 {
 	__u32 at = i & (OPEN_STREAMS - 1), id = x->open->id[at];
 
@@ -305,10 +305,10 @@ static __always_inline void streams_end(struct connection *c, struct streams *op
 	struct sweep x = {open, above, 0};
 	struct meter *meter;
 
-	bpf_loop(OPEN_STREAMS, (void *)sweep_place, &x, 0);
+	bpf_loop(OPEN_STREAMS, FUNCTION(sweep_place), &x, 0);
 	if (!x.closed)
 		return;
-	__sync_fetch_and_add(&c->outstanding, -x.closed);
+	__sync_fetch_and_add(&c->outstanding, -(atomic)x.closed);
 	meter = meter_of(c);
 	if (!meter)
 		return;

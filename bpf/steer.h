@@ -17,13 +17,13 @@
 static __always_inline struct pod *steered_pod(const struct address *local, __u32 port,
 					       __u64 *netns)
 {
-	__u64 *owner = bpf_map_lookup_elem(&addresses, local);
+	__u64 *owner = bpf_map_lookup_elem(MAP(addresses), local);
 	struct pod *pod;
 
 	if (!owner)
 		return NULL;
 	*netns = *owner;
-	pod = bpf_map_lookup_elem(&pods, netns);
+	pod = bpf_map_lookup_elem(MAP(pods), netns);
 	if (!pod || !pod->enabled || port != pod->direct_port)
 		return NULL;
 	return pod;
@@ -41,7 +41,7 @@ static __always_inline void steering_ended(__u64 netns, int found)
 
 static __always_inline int assign(struct bpf_sk_lookup *ctx, const struct listener_key *key)
 {
-	struct bpf_sock *listener = bpf_map_lookup_elem(&listeners, key);
+	struct bpf_sock *listener = bpf_map_lookup_elem(MAP(listeners), key);
 	long error;
 
 	if (!listener)
@@ -104,7 +104,7 @@ static __always_inline void listener_opened(struct bpf_sock_ops *ctx)
 	long error = 0;
 
 	key.netns = bpf_get_netns_cookie(ctx);
-	pod = bpf_map_lookup_elem(&pods, &key.netns);
+	pod = bpf_map_lookup_elem(MAP(pods), &key.netns);
 	if (!pod || ctx->local_port != pod->user_port)
 		return;
 	meter = pod_meter(key.netns);
@@ -114,7 +114,7 @@ static __always_inline void listener_opened(struct bpf_sock_ops *ctx)
 	key.family = ctx->family;
 	for (int slot = 0; slot < LISTENER_SLOTS; slot++) {
 		key.slot = slot;
-		error = bpf_sock_hash_update(ctx, &listeners, &key, BPF_NOEXIST);
+		error = bpf_sock_hash_update(ctx, MAP(listeners), &key, BPF_NOEXIST);
 		if (error != -ERR_EXISTS)
 			break;
 	}
@@ -226,7 +226,7 @@ static __always_inline int on_direct_port(struct bpf_sock_addr *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
 	__u64 netns = bpf_get_netns_cookie(ctx);
-	struct pod *pod = bpf_map_lookup_elem(&pods, &netns);
+	struct pod *pod = bpf_map_lookup_elem(MAP(pods), &netns);
 
 	return sk && pod && sk->src_port == pod->direct_port;
 }

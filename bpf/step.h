@@ -66,12 +66,12 @@ static __always_inline long step(struct step *x, const int out)
 	return used == STOP || s->at >= s->end;
 }
 
-static long step_in(__u32 i, struct step *x)
+CALLBACK(step_in, i, struct step *x)
 {
 	return step(x, 0);
 }
 
-static long step_out(__u32 i, struct step *x)
+CALLBACK(step_out, i, struct step *x)
 {
 	return step(x, 1);
 }
@@ -83,7 +83,7 @@ static __always_inline void http1_follow(struct __sk_buff *skb, struct connectio
 	struct step x = {skb, c, NULL};
 
 	after_step(c, out ? &c->out : &c->in, out); /* a body may end within this segment */
-	bpf_loop(1 << 20, out ? (void *)step_out : (void *)step_in, &x, 0);
+	bpf_loop(1 << 20, out ? FUNCTION(step_out) : FUNCTION(step_in), &x, 0);
 }
 
 /* ---- HTTP/2 ----------------------------------------------------------------------------- */
@@ -123,12 +123,12 @@ static __always_inline long step2(struct step *x, const int out)
 	return s->at >= s->end;
 }
 
-static long step2_in(__u32 i, struct step *x)
+CALLBACK(step2_in, i, struct step *x)
 {
 	return step2(x, 0);
 }
 
-static long step2_out(__u32 i, struct step *x)
+CALLBACK(step2_out, i, struct step *x)
 {
 	return step2(x, 1);
 }
@@ -144,14 +144,15 @@ static __always_inline void http2_follow(struct __sk_buff *skb, struct connectio
 		s->match = 0;
 	}
 	hop_frame(c, open, s, out);
-	bpf_loop(1 << 20, out ? (void *)step2_out : (void *)step2_in, &x, 0);
+	bpf_loop(1 << 20, out ? FUNCTION(step2_out) : FUNCTION(step2_in), &x, 0);
 }
 
 /* ---- a segment -------------------------------------------------------------------------- */
 
 static __always_inline struct streams *streams_of(struct bpf_sock *sk, const int make)
 {
-	return bpf_sk_storage_get(&open_streams, sk, NULL, make ? BPF_SK_STORAGE_GET_F_CREATE : 0);
+	return bpf_sk_storage_get(MAP(open_streams), sk, NULL,
+				  make ? BPF_SK_STORAGE_GET_F_CREATE : 0);
 }
 
 /* Follow the payload bytes [from, end), in whatever is spoken; that may change on the way. */

@@ -56,7 +56,7 @@ static __always_inline struct connection *followed(struct bpf_sock *sk)
 {
 	if (!sk)
 		return NULL;
-	return bpf_sk_storage_get(&connections, sk, NULL, 0);
+	return bpf_sk_storage_get(MAP(connections), sk, NULL, 0);
 }
 
 /* ---- life ------------------------------------------------------------------------------- */
@@ -64,7 +64,7 @@ static __always_inline struct connection *followed(struct bpf_sock *sk)
 static __always_inline void connection_opened(struct bpf_sock_ops *ctx)
 {
 	__u64 netns = bpf_get_netns_cookie(ctx);
-	struct pod *pod = bpf_map_lookup_elem(&pods, &netns);
+	struct pod *pod = bpf_map_lookup_elem(MAP(pods), &netns);
 	struct bpf_sock *sk = ctx->sk;
 	struct connection *c;
 	struct meter *meter;
@@ -76,7 +76,7 @@ static __always_inline void connection_opened(struct bpf_sock_ops *ctx)
 	meter = pod_meter(netns);
 	if (!meter)
 		return;
-	c = bpf_sk_storage_get(&connections, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	c = bpf_sk_storage_get(MAP(connections), sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!c || c->epoch)
 		return;
 	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
@@ -122,7 +122,7 @@ static __always_inline void state_changed(struct bpf_sock_ops *ctx)
 
 	if (ctx->args[1] != BPF_TCP_CLOSE || !sk)
 		return;
-	c = bpf_sk_storage_get(&connections, sk, NULL, 0);
+	c = bpf_sk_storage_get(MAP(connections), sk, NULL, 0);
 	if (!c || c->gone)
 		return;
 	c->gone = 1;

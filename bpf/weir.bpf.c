@@ -9,7 +9,9 @@
 #include "steer.h"
 #include "track.h"
 
+#ifndef WEIR_BCC
 char LICENSE[] SEC("license") = "GPL"; /* what the kernel accepts; see the SPDX line */
+#endif
 
 SEC("sockops")
 int socket_event(struct bpf_sock_ops *ctx)

@@ -14,10 +14,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from weir.bpf.btf import Btf
 from weir.bpf.libbpf import Link, pinned, replace
+from weir.bpf.loaded import Loaded
 from weir.bpf.maps import Map
 from weir.proxy import listeners, netns
 from weir.proxy.counters import PodCounters
@@ -49,17 +50,6 @@ class PodTarget:
     interface: str = "eth0"
 
 
-class Programs(Protocol):
-    """What can be attached: a BpfObject, or what another loader made."""
-
-    def program_fd(self, name: str) -> int: ...
-    def attach_cgroup(self, program: str, cgroup: Path) -> Link: ...
-    def attach_netns(self, program: str, netns: Path) -> Link: ...
-    def attach_tc_ingress(self, program: str, ifindex: int) -> Link: ...
-    def map_fd(self, name: str) -> int: ...
-    def close(self) -> None: ...
-
-
 class Tables:
     """The maps of one layout, with the types they were made with; `layout` None: not pinned.
 
@@ -71,7 +61,7 @@ class Tables:
         fds: Mapping[str, int],
         btf: Btf,
         layout: Layout | None,
-        programs: Programs | None,
+        programs: Loaded | None,
     ) -> None:
         def typed(name: str) -> Map:
             return Map(name, fds[name], btf.maps[name])
@@ -268,7 +258,7 @@ class AttachedPod:
             self._adopt(TC, layout.links(self.cookie)[TC], tables.programs)
         self._link(LAST, lambda p, name: p.attach_netns(name, target.netns))
 
-    def _link(self, program: str, attach: Callable[[Programs, str], Link]) -> None:
+    def _link(self, program: str, attach: Callable[[Loaded, str], Link]) -> None:
         programs, layout = self.tables.programs, self.tables.layout
         assert programs is not None
         if layout is None:
@@ -290,7 +280,7 @@ class AttachedPod:
             link = _unlinking(path)
         self.links[program] = link
 
-    def _adopt(self, program: str, path: Path, programs: Programs) -> None:
+    def _adopt(self, program: str, path: Path, programs: Loaded) -> None:
         link = pinned(path)
         try:
             replace(link, programs.program_fd(program))
@@ -373,7 +363,7 @@ class AttachedPod:
             refused = meter is not None and meter["refused"] > 0
         return refused and bool(listeners.inodes(self.target.netns, self.target.user_port))
 
-    def _attach_tc(self, programs: Programs) -> None:
+    def _attach_tc(self, programs: Loaded) -> None:
         target = self.target
 
         def attach() -> None:

@@ -21,13 +21,13 @@ from pathlib import Path
 
 from weir.bpf import OBJECT
 from weir.bpf.btf import Btf, BtfError
-from weir.bpf.libbpf import BpfError, BpfObject, LibbpfMissing, map_btf
+from weir.bpf.libbpf import BpfError, LibbpfMissing, map_btf
+from weir.bpf.loaded import BpfObject, Loaded
 from weir.proxy import netns, pins
 from weir.proxy.attached import (
     AttachedPod,
     KernelUnavailable,
     PodTarget,
-    Programs,
     Steering,
     Tables,
 )
@@ -47,7 +47,7 @@ class Kernel:
 
     def __init__(
         self,
-        loaded: Programs,
+        loaded: Loaded,
         btf: Btf,
         root: Path | None = None,
         layout: pins.Layout | None = None,

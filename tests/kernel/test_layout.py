@@ -98,7 +98,7 @@ def test_every_map_that_python_uses_has_types(btf: Btf) -> None:
 @needs_kernel
 def test_a_map_gives_back_what_was_put(kernel: Kernel) -> None:
     pods: Map = kernel.pods
-    key, value = 1 << 40, {"user_port": 8080, "direct_port": 8014, "enabled": 1}
+    key, value = 1 << 40, {"user_port": 8080, "direct_port": 8014, "enabled": 1, "layout": 1}
     assert pods.get(key) is None
     pods.put(key, value)
     assert pods.get(key) == value

@@ -17,7 +17,7 @@ from tests.kernel.direct import GET, OK, Exchange
 from tests.pods import DIRECT_PORT, Pod, needs_kernel, until
 from weir.bpf import OBJECT
 from weir.bpf.btf import elf_section
-from weir.bpf.libbpf import BpfObject
+from weir.bpf.loaded import BpfObject
 from weir.proxy.kernel import Kernel, KernelUnavailable
 
 pytestmark = needs_kernel

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.pods import DIRECT_PORT, Pod, go_command, needs_go, needs_kernel, until
-from weir.bpf.libbpf import TCX_INGRESS, library
+from weir.bpf.libbpf import library
+from weir.bpf.loaded import TCX_INGRESS
 from weir.proxy.kernel import AttachedPod, Kernel
 
 IPPROTO_MPTCP = 262

@@ -17,7 +17,15 @@ import pytest
 
 from tests.kernel.bpffs import Loader, mounted
 from tests.kernel.direct import GET, OK, Exchange
-from tests.kernel.test_lifecycle import ALL_PROGRAMS, attached_to, bpf_descriptors, bpftool, refused
+from tests.kernel.test_lifecycle import (
+    ALL_PROGRAMS,
+    attached_to,
+    bpf_descriptors,
+    bpftool,
+    existing,
+    number_of,
+    refused,
+)
 from tests.kernel.test_storm import SERVER
 from tests.pods import DIRECT_PORT, Pod, needs_kernel, until
 from weir.bpf import OBJECT
@@ -162,12 +170,13 @@ def test_whatever_a_loader_was_killed_at_the_next_one_has_a_whole_pod(root: Path
 def test_the_programs_of_the_next_loader_replace_the_ones_before(root: Path, pod: Pod) -> None:
     first = Kernel.load(root=root)
     first.attach(pod.target()).open_direct()
-    before = {each["id"] for each in bpftool("prog", "show")}
+    before = {number_of(first.object.program_fd(name), "prog_id") for name in ALL_PROGRAMS}
     first.close()
+    assert before <= existing("prog")
     second = Kernel.load(root=root)
     second.attach(pod.target())
     until(
-        lambda: not before & {each["id"] for each in bpftool("prog", "show")},
+        lambda: not before & existing("prog"),
         "the programs of the first are gone",
     )
     assert attached_to(pod) == ALL_PROGRAMS
