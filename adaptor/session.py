@@ -25,6 +25,11 @@ _RETAINED = {
 }
 
 
+HIGHEST_ID = 65_535
+"""Subscriptions are numbered from here downwards. Our packet ids are none of the broker's, but some
+(mochi-mqtt 2.7) refuse a SUBSCRIBE with the id of a message that they have in flight."""
+
+
 class Session5(Session):
     protocol = "5"
 
@@ -73,17 +78,17 @@ class Session5(Session):
         stale = self._remembered.stale(wanted_filters)
         self._remembered.wanting(wanted_filters)
         answers: list[asyncio.Future[int]] = []
-        for packet_id, each in enumerate(self._subscriptions, 1):
+        for number_of, each in enumerate(self._subscriptions):
             wanted = mqtt5.TopicFilter(
                 each.filter,
                 max_qos=_QOS[each.qos],
                 retain_handling=_RETAINED[each.retained],
             )
             number = each.number if numbered else None
-            packet = mqtt5.SubscribePacket(packet_id, [wanted], subscription_id=number)
+            packet = mqtt5.SubscribePacket(HIGHEST_ID - number_of, [wanted], subscription_id=number)
             answers.append(connection.ask(packet))
         if stale:  # after the new ones, so that nothing is missed that both of them match
-            packet_id = len(answers) + 1
+            packet_id = HIGHEST_ID - len(answers)
             answers.append(connection.ask(mqtt5.UnsubscribePacket(packet_id, stale)))
         codes = await connection.answered(asyncio.gather(*answers), "SUBACK")
         refused = {}
