@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-import mqtt5
 from mqtt5 import PublishPacket
 
 from weir.adaptor.broker import Ticket
@@ -131,9 +130,12 @@ class Feed:
         self._loading = None
         self._more = bool(found) or self._missed
         for entry in found:
-            packet, _ = mqtt5.read(memoryview(entry.packet))
-            assert isinstance(packet, PublishPacket)
-            self._hand_over(entry, packet)
+            try:
+                message = entry.message()
+            except ValueError as error:
+                self._writer.damaged(error, entry.number)
+                return
+            self._hand_over(entry, message)
         if self._ahead <= AHEAD // 2:
             self._load()
 

@@ -61,7 +61,13 @@ class Adaptor:
         if self.store is None:
             if not spooling and not config.spool_file.exists():
                 return
-            self.store = SpoolWriter(Spool(config.spool_file, config.spool_sync))
+            try:
+                self.store = SpoolWriter(Spool(config.spool_file, config.spool_sync))
+            except SpoolError as error:
+                if spooling:
+                    raise
+                log.warning("not looked whether anything is left in it: %s", error)
+                return
         store = self.store
         for route, count in store.strangers({route.name for route in spooling}).items():
             log.warning(

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from mqtt5 import PublishPacket, read
+
 Sync = Literal["commit", "checkpoint"]
 """When the disk must have it: `commit`, before a message is acknowledged, so that it survives a
 power cut; `checkpoint`, now and then: it survives the end of the process, however sudden, only."""
@@ -74,6 +76,18 @@ class Entry:
     @property
     def size(self) -> int:
         return len(self.packet) + OVERHEAD
+
+    def message(self) -> PublishPacket:
+        """Raises ValueError when it is none: SQLite notices no flipped bit in what it holds."""
+        try:
+            packet, _ = read(memoryview(self.packet))
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the codec panics on a topic not in UTF-8
+            raise ValueError(f"entry {self.number} is no message: {error}") from error
+        if not isinstance(packet, PublishPacket):
+            raise ValueError(f"entry {self.number} is no message")
+        return packet
 
 
 @dataclass(frozen=True, slots=True)

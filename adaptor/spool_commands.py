@@ -13,8 +13,6 @@ from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 
-import mqtt5
-
 from weir.adaptor.quarantine_commands import default_quarantine
 from weir.adaptor.spool import Entry, Spool, SpoolError, entries
 
@@ -65,30 +63,28 @@ def list_spool(args: argparse.Namespace) -> int:
     return 0
 
 
-def _message(entry: Entry) -> mqtt5.PublishPacket:
-    packet, _ = mqtt5.read(memoryview(entry.packet))
-    assert isinstance(packet, mqtt5.PublishPacket)
-    return packet
-
-
 def _as_line(entry: Entry) -> str:
-    message = _message(entry)
-    return (
-        f"{entry.number:>6}  {_time(entry.at)}  {entry.route}  id {entry.event_id}\n"
-        f"        {message.topic}, {len(message.payload)} bytes"
-    )
+    try:
+        message = entry.message()
+        what = f"{message.topic}, {len(message.payload)} bytes"
+    except ValueError as error:
+        what = f"damaged: {error}"
+    first = f"{entry.number:>6}  {_time(entry.at)}  {entry.route}  id {entry.event_id}"
+    return f"{first}\n        {what}"
 
 
 def _as_json(entry: Entry) -> dict[str, object]:
-    message = _message(entry)
-    return {
+    known: dict[str, object] = {
         "number": entry.number,
         "at": entry.at,
         "route": entry.route,
         "id": entry.event_id,
-        "topic": message.topic,
-        "bytes": len(message.payload),
     }
+    try:
+        message = entry.message()
+    except ValueError as error:
+        return known | {"damaged": str(error)}
+    return known | {"topic": message.topic, "bytes": len(message.payload)}
 
 
 def _time(seconds: float) -> str:

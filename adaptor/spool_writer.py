@@ -211,6 +211,11 @@ class SpoolWriter:
             self.failed.set_exception(error)
             self.failed.exception()
 
+    def damaged(self, error: ValueError, number: int) -> None:
+        """An entry can't be read; nobody but people can decide on that."""
+        advice = f"stop all adaptors that use it and `weir spool discard {number}`"
+        self._fail(SpoolError(f"the spool {self.path} is damaged: {error}; {advice}"))
+
     # --- out ---
 
     async def load(self, route: str, after: int, limit: int, most: int) -> list[Entry]:

@@ -335,6 +335,35 @@ async def test_a_damaged_spool_is_named_before_anything_is_taken(
     assert not broker.subscribed(client_id("weir", sink.url))
 
 
+async def test_an_entry_that_is_no_message_any_more_is_named_and_can_be_discarded(
+    broker: Mosquitto, sink: Sink, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "spool.db"
+    spool = Spool(path)
+    spool.write(Batch(entries=[Entry(7, "all", 0.0, "id", b"\x32\x40\x00\x07plant")]))
+    spool.close()
+    text = one_route(sink, f"{SPOOL}, onFailure: block")
+    async with AdaptorProcess(broker.url, text, tmp_path) as process:
+        assert await process.ended() == 2
+        assert f"{path} is damaged: entry 7 is no message" in capfd.readouterr().err
+        assert weir("spool", "list", "--events", "--spool", str(path)) == 0
+        assert "damaged: entry 7" in capfd.readouterr().out
+        assert weir("spool", "discard", "7", "--spool", str(path)) == 0
+        await process.start()
+        await until(lambda: broker.subscribed(client_id("weir", sink.url)), "it starts")
+        await process.stop()
+
+
+async def test_a_spool_that_no_route_wants_and_another_adaptor_uses_stops_nobody(
+    broker: Mosquitto, sink: Sink, tmp_path: Path
+) -> None:
+    async with (
+        adaptor(broker.url, one_route(sink, SPOOL), tmp_path, client_id="one"),
+        adaptor(broker.url, one_route(sink), tmp_path, client_id="two") as other,
+    ):
+        assert other.adaptor.store is None
+
+
 # --- what people see ------------------------------------------------------------------------------
 
 
