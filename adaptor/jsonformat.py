@@ -26,6 +26,10 @@ from weir.adaptor.events import (
 STRUCTURED = "application/cloudevents+json"
 BATCH = "application/cloudevents-batch+json"
 
+LARGEST = 4 << 20
+"""Bytes of JSON that is looked into. Parsed it takes up to 28 times the room, and a message that
+kills us by that comes again, to kill us again."""
+
 _SPACE = re.compile(r"[ \t\n\r]*")
 _CHARSET = re.compile(r""";\s*charset\s*=\s*"?([^\s";]+)""", re.IGNORECASE)
 _OWN_MEMBERS = ("data", "data_base64", "datacontenttype")
@@ -51,6 +55,7 @@ def is_json(media_type: str) -> bool:
 
 def from_json(payload: bytes) -> Event:
     """An event in structured mode. Raises MalformedEvent."""
+    _check_size(payload)
     try:
         text = payload.decode("utf-8-sig")
         members, end = _object(text, _after_space(text, 0))
@@ -64,6 +69,7 @@ def from_json(payload: bytes) -> Event:
 
 def batch_from_json(payload: bytes) -> list[Event]:
     """The events of a batch, in order; there may be none. Raises MalformedEvent."""
+    _check_size(payload)
     found: list[_Members] = []
     try:
         text = payload.decode("utf-8-sig")
@@ -89,6 +95,14 @@ def batch_from_json(payload: bytes) -> list[Event]:
         except MalformedEvent as error:
             raise MalformedEvent(f"event {number} of the batch: {error}") from error
     return events
+
+
+def _check_size(payload: bytes) -> None:
+    if len(payload) > LARGEST:
+        raise MalformedEvent(
+            f"an event in JSON has at most {LARGEST} bytes, this one {len(payload)}; "
+            "use binary mode"
+        )
 
 
 def _object(text: str, at: int) -> tuple[_Members, int]:
@@ -196,7 +210,8 @@ def _data(members: _Members) -> tuple[str | None, bytes]:
 
 def to_json(event: Event) -> bytes:
     """The event as an object: data as JSON where it is JSON, as text where it is text, else in
-    base64. Attributes with half a surrogate pair get U+FFFD in its place."""
+    base64 (as JSON larger than LARGEST, too). Attributes with half a surrogate pair get U+FFFD in
+    its place."""
     members = dict(event.attributes)
     if event.content_type is not None:
         members["datacontenttype"] = event.content_type
@@ -225,7 +240,7 @@ def _with_data(members: bytes, declared: str | None, data: bytes) -> bytes:
 
 def _data_member(declared: str | None, data: bytes) -> bytes:
     try:
-        if declared is not None and is_json(declared):
+        if declared is not None and is_json(declared) and len(data) <= LARGEST:
             _decoder.decode(data.decode())
             return b'"data":%s' % data
         if declared is not None and _is_text(declared):

@@ -29,6 +29,8 @@ _JSON = re.compile(r"json\[((?:/[^\]]*)?)\](?:\|(.*))?", re.DOTALL)
 _INDEX = re.compile(r"0|[1-9][0-9]*")
 _URI_SAFE = "/:@!$&'()*+,;=~"
 _MISSING = object()
+LARGEST_DOCUMENT = 4 << 20
+"""Bytes of a payload that is looked into: parsed, JSON takes up to 28 times the room."""
 
 
 class TemplateError(ValueError):
@@ -48,6 +50,8 @@ class Content:
     @cached_property
     def document(self) -> object:
         """The payload as JSON, decoded once."""
+        if len(self._payload) > LARGEST_DOCUMENT:
+            return _MISSING
         try:
             return json.loads(self._payload)
         except (ValueError, RecursionError):

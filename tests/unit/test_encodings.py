@@ -20,10 +20,11 @@ from weir.adaptor.httpbinding import (
     from_http,
     mode_of,
 )
-from weir.adaptor.jsonformat import batch_from_json, from_json, to_batch, to_json
+from weir.adaptor.jsonformat import LARGEST, batch_from_json, from_json, to_batch, to_json
 from weir.adaptor.mapping import Mapper, publisher_id
 from weir.adaptor.mqttbinding import Dialect, Uncarried, properties, published
 from weir.adaptor.routes import parse
+from weir.adaptor.templates import LARGEST_DOCUMENT, Content
 
 SPEC = {"specversion": "1.0", "id": "7", "source": "/s", "type": "t"}
 text = st.text(st.characters(exclude_categories=["Cs"]))
@@ -275,6 +276,18 @@ def test_any_bytes_are_an_event_or_refused_in_words(payload: bytes) -> None:
             assert str(error)
         else:
             json.loads(payload.decode("utf-8-sig"))
+
+
+def test_json_too_large_to_be_looked_into_is_refused_or_passes_in_base64() -> None:
+    large = b"[" + b"[]," * (LARGEST // 3) + b"[]]"
+    event = Event(SPEC, large, "application/json")
+    body = to_json(event)
+    assert b"data_base64" in body
+    for read in (from_json, batch_from_json):
+        with pytest.raises(MalformedEvent, match=f"at most {LARGEST} bytes"):
+            read(body)
+    assert from_json(to_json(Event(SPEC, b"[]", "application/json"))).data == b"[]"
+    assert Content([], b'{"a": 1}' + b" " * LARGEST_DOCUMENT).document is Content([], b"?").document
 
 
 GOOD = '"specversion": "1.0", "id": "1", "source": "/s", "type": "t"'
