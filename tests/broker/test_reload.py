@@ -21,10 +21,12 @@ from tests.broker.harness import (
     routes,
     until,
 )
+from tests.broker.test_commands import weir
 from tests.broker.test_faults import Publisher
 from weir.adaptor.operations import metrics
 from weir.adaptor.routes import load
 from weir.adaptor.service import AdaptorConfig, client_id
+from weir.proxy.wire.status import serve_status
 
 both = pytest.mark.parametrize("version", ["5", "3.1.1"])
 
@@ -134,6 +136,19 @@ async def test_a_file_that_is_no_good_changes_nothing_and_says_why(
         await reloaded(running, tmp_path, one_route(sink, f"{QUICK}, type: io.example.good"))
         await until(lambda: running.adaptor.stale is None, "the next one is taken")
         assert "weir_adaptor_routes_current 1\n" in metrics(running.adaptor).decode()
+
+
+async def test_the_status_says_that_the_file_was_not_taken(
+    broker: Mosquitto, sink: Sink, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with reloadable(broker, one_route(sink), tmp_path) as running:
+        server = await serve_status(tmp_path / "status", running.adaptor.snapshot)
+        status = ("adaptor", "status", str(tmp_path / "status"))
+        assert await asyncio.to_thread(weir, *status) == 0
+        await reloaded(running, tmp_path, "routes: []")
+        assert await asyncio.to_thread(weir, *status) == 1
+        server.close()
+    assert "was not taken" in capsys.readouterr().out
 
 
 async def test_sinks_whose_routes_stay_the_same_are_not_disturbed(

@@ -171,6 +171,21 @@ async def test_a_message_whose_acknowledgement_was_lost_is_recognised_by_the_nex
     assert len(sink.taken) == 40
 
 
+async def test_a_message_whose_acknowledgement_was_lost_with_the_connection_is_recognised(
+    broker: Mosquitto, sink: Sink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with adaptor(broker.url, one_route(sink, SPOOL), tmp_path) as running:
+        with monkeypatch.context() as patched:
+            patched.setattr(Session5, "_write_acks", lambda self, packet_ids: None)
+            await broker.publish(READINGS)
+            await until(lambda: len(sink.taken) == 40, "all are delivered")
+            await broker.stop()
+        await broker.start()
+        await until(lambda: len(broker.pubacks(client_id("weir", sink.url))) == 40, "acknowledged")
+        assert running.route("all")["received"] == 40
+    assert len(sink.taken) == 40
+
+
 async def test_equal_readings_that_come_while_nobody_is_there_are_all_delivered(
     broker: Mosquitto, sink: Sink, tmp_path: Path
 ) -> None:
@@ -288,6 +303,23 @@ async def test_an_event_that_its_sink_refuses_leaves_the_spool_for_the_quarantin
         await until(lambda: running.route("all")["quarantined"] == 1, "the quarantine has it")
         await until(lambda: spooled(running) == 0, "the spool is empty")
         assert running.route("all")["delivered"] == 39
+
+
+async def test_an_event_that_its_sink_refuses_leaves_the_spool_for_the_dead_letter_sink(
+    broker: Mosquitto, sink: Sink, tmp_path: Path
+) -> None:
+    sink.script = lambda request: Answer(422 if request.body == b"3" else 204)
+    letters = Sink()
+    await letters.start()
+    text = one_route(sink, f"{SPOOL}, deadLetterSink: '{letters.url}'")
+    async with adaptor(broker.url, text, tmp_path) as running:
+        await broker.publish(READINGS)
+        await until(lambda: running.route("all")["dead_lettered"] == 1, "the letter has arrived")
+        await until(lambda: spooled(running) == 0, "the spool is empty")
+    await letters.stop()
+    (letter,) = letters.taken
+    assert (letter.body, letter.headers["ce-knativeerrorcode"]) == (b"3", "422")
+    assert letter.id == next(each.id for each in sink.requests if each.body == b"3")
 
 
 async def test_events_of_a_route_that_is_gone_stay_until_it_is_back(
