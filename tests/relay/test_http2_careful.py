@@ -320,8 +320,8 @@ class Asking:
 @pytest.mark.parametrize(
     ("said", "ends", "why"),
     [
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", True, "does not speak HTTP/2 (untouched: True)"),
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", False, "does not speak HTTP/2 (untouched: True)"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", True, "does not speak HTTP/2 (untouched: False)"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", False, "does not speak HTTP/2 (untouched: False)"),
         (b"", True, "EOF (untouched: True)"),
         (settings() + frame(GOAWAY, 0, 0, bytes(8)), False, "shutting down (untouched: True)"),
         (settings(), False, "a stream"),

@@ -235,7 +235,7 @@ class UserLink:
             connection.transport.close()
             waiting, self._waiting = self._waiting, {}
             for asker in waiting:
-                asker.response_lost(connection.ended, True)
+                asker.response_lost(connection.ended, connection.ended != _NOT_HTTP2)
             return
         self._connections.add(connection)
         self._connection = connection
