@@ -267,10 +267,11 @@ class Pipeline:
         counters.latency.record(time.monotonic() - outgoing.arrived)
         if self._outage.reason is not None:
             self._outage.ends()
-        if reply is None or outgoing.flow.replies is None:
+        replying = outgoing.flow.replies
+        if reply is None or replying is None or not replying.has_room(firm=outgoing.firm):
             self._gone(outgoing)
             return
-        sent = outgoing.flow.replies.send(outgoing.message, reply)
+        sent = replying.send(outgoing.message, reply)
         sent.add_done_callback(partial(self._replied, outgoing))
 
     def _replied(self, outgoing: Outgoing, sent: asyncio.Future[None]) -> None:

@@ -35,6 +35,11 @@ from weir.proxy.wire.client import Response
 log = logging.getLogger("weir.adaptor")
 
 
+BEST_EFFORT = 64
+"""Replies of a route under way, past which those to QoS 0 messages are let go: no window bounds
+them."""
+
+
 class Keeper(Protocol):
     """Puts events where they survive; the future is done when they do."""
 
@@ -95,6 +100,16 @@ class Replies:
     def welcome(self, message: PublishPacket) -> bool:
         reply = self._route.sending.reply
         return reply is not None and reply.welcome(message.response_topic)
+
+    def has_room(self, *, firm: bool) -> bool:
+        """Whether one more reply may wait; of an event that is not `firm` (QoS 0) the reply is let
+        go and counted when there is none."""
+        if firm or len(self._tasks) < BEST_EFFORT:
+            return True
+        if not self._counters.unreplied:
+            log.warning("replies of route %s to QoS 0 messages are let go", self._route.name)
+        self._counters.unreplied += 1
+        return False
 
     def send(self, message: PublishPacket, event: Event) -> asyncio.Task[None]:
         """Done when the reply is with the broker, or has gone the other way; cancelled by

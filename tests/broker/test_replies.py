@@ -27,6 +27,7 @@ from tests.broker.harness import (
 )
 from weir.adaptor.quarantine import Quarantine
 from weir.adaptor.quarantine_commands import replay
+from weir.adaptor.replies import BEST_EFFORT
 from weir.adaptor.service import client_id
 
 both = pytest.mark.parametrize("version", ["5", "3.1.1"])
@@ -320,6 +321,27 @@ async def test_more_replies_than_the_broker_takes_at_a_time_wait_for_their_turn(
             assert running.route("all")["unreplied"] == 0
     finally:
         await broker.stop()
+
+
+async def test_replies_to_qos_0_are_bounded_while_the_broker_takes_none(
+    broker: Mosquitto, sink: Sink, tmp_path: Path
+) -> None:
+    async def frozen(request: Request) -> Answer:
+        if len(sink.requests) == 1:
+            await until(lambda: running.route("all")["received"] == 200, "all are here")
+            broker.freeze()
+        return done(request)
+
+    sink.script = frozen
+    text = one_route(sink, "reply: {topic: done/x}, qos: 0, concurrency: 1")
+    async with adaptor(broker.url, text, tmp_path) as running:
+        try:
+            await broker.publish([(f"plant/{n}", b"") for n in range(200)], qos=0)
+            await until(lambda: running.route("all")["delivered"] == 200, "all are delivered")
+            assert running.route("all")["unreplied"] == 200 - BEST_EFFORT
+        finally:
+            broker.thaw()
+        await until(lambda: running.route("all")["replied"] == BEST_EFFORT, "the others come")
 
 
 # --- replies that can't be published --------------------------------------------------------------
