@@ -27,6 +27,8 @@ log = logging.getLogger("weir.agent")
 # how soon a change of listeners is noticed (another kind after a restart); what matters at once,
 # a dead app or a container that became ready, needs no tick
 TICK_SECONDS = 1.0
+OPEN_TICKS = 4
+"""Of a pod that is open only its kind of listeners may have changed: the pods take turns."""
 SWEEP_TICKS = 30
 """Between two looks for what pods that have ended left pinned."""
 DRAIN_TICK_SECONDS = 0.1
@@ -90,8 +92,9 @@ class Agent:
             for borrower in self._borrowers:
                 borrower.beat(now)
             self._workers.look()
-            for pod in self._pods:
-                self._decide(pod)
+            for turn, pod in enumerate(self._pods, number):
+                if pod.offer is None or turn % OPEN_TICKS == 0:
+                    self._decide(pod)
                 pod.backstop(now)
                 load = pod.direct_load(now)
                 if load is not None:

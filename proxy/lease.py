@@ -11,7 +11,6 @@ import ctypes
 import os
 import socket
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,11 +105,12 @@ def hear(lease: socket.socket) -> Heard | None:
 def say(lease: socket.socket, action: Action) -> bool:
     """Whether it is said: if not, hold does not read. A beat may be dropped then; what ends the
     lease is to be said again."""
-    with suppress(BrokenPipeError, ConnectionResetError):  # hold is gone: nobody to tell
-        try:
-            lease.send(action.value.encode(), socket.MSG_NOSIGNAL)
-        except BlockingIOError:
-            return False
+    try:
+        lease.send(action.value.encode(), socket.MSG_NOSIGNAL)
+    except BlockingIOError:
+        return False
+    except (BrokenPipeError, ConnectionResetError):  # hold is gone: nobody to tell
+        pass
     return True
 
 

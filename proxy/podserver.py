@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from enum import Enum
-from math import inf
+from math import floor, inf
 from typing import NamedTuple
 
 from weir.proxy import contract, ports, sockets
@@ -123,7 +123,8 @@ class PodServer:
                 )
             )
         if role is Role.AUTOSCALER and self._tick is None:
-            self._next_tick(loop.time() + contract.STAT_PERIOD_SECONDS)
+            # on whole seconds: one wake-up for all the pods of a worker
+            self._next_tick(floor(loop.time()) + contract.STAT_PERIOD_SECONDS)
 
     def terminate(self) -> None:
         """SIGTERM: probes fail at once, traffic goes on (contract section 6)."""

@@ -356,6 +356,13 @@ class Relay:
     def connections(self) -> int:
         return len(self._clients)
 
+    @property
+    def pulse(self) -> tuple[int, int, int, int]:
+        """Equal to an earlier one, with nothing in flight, when nothing happened since: requests,
+        those in flight, connections, probes."""
+        meter = self._meter
+        return meter.arrived, meter.in_flight, len(self._clients), self._probes
+
     def retire(self) -> None:
         """Somebody else accepts: each connection takes one more request, whose answer says so."""
         for client in list(self._clients):

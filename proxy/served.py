@@ -30,6 +30,8 @@ ADOPTION_SECONDS = 10.0
 # a direct request is reset so long after its deadline, which its caller should have kept
 OVERDUE_SECONDS = 60.0
 LOOK_SECONDS = 10.0
+# between two looks at the kernel's counters of a pod that had nothing to count
+IDLE_LOOK_SECONDS = 4.0
 _PLAIN = "a plain process without a network namespace of its own"
 
 
@@ -59,6 +61,8 @@ class ServedPod:
         self._adopted = 0.0
         self._look = 0.0
         self._before: tuple[float, int, int] | None = None
+        self._idle = False
+        self._look_at = 0.0
         self._earlier: dict[str, float] = dict.fromkeys(_SUMS, 0)
         if not spec.borrowed:
             self.attach()
@@ -147,9 +151,9 @@ class ServedPod:
             self._earlier[name] += counters.get(name, 0)
 
     def direct_load(self, now: float) -> tuple[float, float, int] | None:
-        """Average concurrency and requests a second since the last call, and how many are in
-        flight; None without a direct path, and the first time."""
-        if self.attached is None or (self.offer is None and self._before is None):
+        """Average concurrency and requests a second since the last look, and how many are in
+        flight; None if that is nothing, again. An idle pod is looked at now and then only."""
+        if self.attached is None or now < self._look_at:
             return None
         counters = self.attached.counters()
         before, self._before = self._before, (now, counters.started, counters.integral_ns)
@@ -157,7 +161,12 @@ class ServedPod:
             return None
         seconds = now - before[0]
         grown = (counters.integral_ns - before[2]) % (1 << 64)
-        return grown / 1e9 / seconds, (counters.started - before[1]) / seconds, counters.in_flight
+        load = grown / 1e9 / seconds, (counters.started - before[1]) / seconds, counters.in_flight
+        was_idle, self._idle = self._idle, not any(load)
+        if self._idle and was_idle:
+            self._look_at = now + IDLE_LOOK_SECONDS
+            return None
+        return load
 
     def backstop(self, now: float) -> None:
         """Reset direct requests that a caller has forgotten. To be called every second."""

@@ -149,11 +149,11 @@ class Tenant:
 
     def report(self) -> None:
         """Tell the counters, if anything happened since the last time."""
-        counters = self.relay.counters()
-        now = (counters.requests, counters.in_flight, counters.connections, counters.probes)
-        if counters.in_flight or now != self._reported:
-            self._reported = now
-            self._channel.send({"op": "report", "pod": self.name, "counters": numbers(counters)})
+        pulse = self.relay.pulse
+        if pulse[1] or pulse != self._reported:
+            self._reported = pulse
+            counters = numbers(self.relay.counters())
+            self._channel.send({"op": "report", "pod": self.name, "counters": counters})
 
     def _phase_changed(self, phase: Phase) -> None:
         draining = phase is not Phase.SERVING
