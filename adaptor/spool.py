@@ -50,6 +50,10 @@ CREATE TABLE IF NOT EXISTS journal (
 ) STRICT, WITHOUT ROWID;
 """
 
+LOG_PAGES = 4000
+"""Of 4 KiB that the log takes before they are brought into the file. Most of what is written is
+removed soon; the longer the log, the less of it ever gets there."""
+
 OVERHEAD = 150
 """Bytes of an entry besides its packet, about."""
 
@@ -150,6 +154,7 @@ class Spool:
         self._check_kind()
         self._db.execute("PRAGMA auto_vacuum=INCREMENTAL")  # of a new file
         self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute(f"PRAGMA wal_autocheckpoint={LOG_PAGES}")
         self._db.execute(f"PRAGMA synchronous={'FULL' if sync == 'commit' else 'NORMAL'}")
         self._db.executescript(_SCHEMA)
         self._opened = self._identity()
@@ -305,7 +310,7 @@ class Spool:
     def close(self) -> None:
         """Gives freed pages back to the disk, as far as that goes."""
         with contextlib.suppress(sqlite3.Error):
-            self._db.execute("PRAGMA incremental_vacuum").fetchall()
+            self._db.execute(f"PRAGMA incremental_vacuum({LOG_PAGES})").fetchall()
         self._db.close()
         self._lock.close()
 
