@@ -25,6 +25,7 @@ want musl-tools musl-gcc
 want linux-libc-dev /usr/include/linux/bpf.h
 want bpftool bpftool /usr/sbin/bpftool; want iproute2 ip /usr/sbin/ip
 want mosquitto mosquitto /usr/sbin/mosquitto
+want python3-bpfcc /usr/lib/python3/dist-packages/bcc # 5 MB beside clang: the loader that compiles here
 want gcc gcc; want libc6-dev /usr/include/stdio.h # what mypyc's C is compiled with (docs/decisions/036)
 want openssl openssl; want curl curl # what the tests of TLS make certificates with, and a client of it
 [ "${3:-}" = bench ] && {

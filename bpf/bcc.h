@@ -8,6 +8,7 @@
 #ifndef SEC
 #define SEC(name) /* the loader reads it from the source */
 #endif
+#define A_MAP		  __attribute__((section(".maps"), used)) /* so that its types are told whole */
 #define __uint(name, val) int(*name)[val]
 #define __type(name, val) __typeof__(val) *name
 

@@ -89,6 +89,7 @@ static __always_inline void head_ends(struct connection *c, struct stream *s, co
 static __always_inline __u32 lines(struct stream *s, const __u8 *p, __u32 seen)
 {
 	__u32 used;
+	__u64 at;
 
 	if (!skip_lines(p, seen, &used))
 		return used;
@@ -97,8 +98,10 @@ static __always_inline __u32 lines(struct stream *s, const __u8 *p, __u32 seen)
 		return used;
 	}
 	s->state = FIELD;
-	p += used & (2 * LOOK - 1);
-	if (used + 2 > seen || p[0] != '\r' || p[1] != '\n')
+	at = used;
+	barrier_var(
+	    at); /* the compiler knows its bound and would drop the check, the verifier needs it */
+	if (at > LOOK || at + 2 > seen || p[at] != '\r' || p[at + 1] != '\n')
 		return used;
 	s->state = HEAD_END;
 	return used + 2;

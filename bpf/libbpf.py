@@ -72,6 +72,7 @@ def library() -> ctypes.CDLL:
         ("bpf_obj_get", c_int, c_char_p),
         ("bpf_obj_get_info_by_fd", c_int, c_int, c_void_p, POINTER(c_uint32)),
         ("bpf_btf_get_fd_by_id", c_int, c_uint32),
+        ("bpf_btf_load", c_int, c_char_p, c_size_t, c_void_p),
         ("bpf_map_create", c_int, c_int, c_char_p, c_uint32, c_uint32, c_uint32, c_void_p),
         ("bpf_prog_load", c_int, c_int, c_char_p, c_char_p, c_char_p, c_size_t, c_void_p),
         ("bpf_map__reuse_fd", c_int, c_void_p, c_int),
@@ -141,11 +142,16 @@ def map_btf(fd: int) -> bytes:
     if btf < 0:
         raise BpfError(-btf, f"opening BTF {number}")
     try:
-        size = int.from_bytes(_info(btf, 16)[8:12], "little")
-        data = ctypes.create_string_buffer(size)
-        _info(btf, 16, ctypes.addressof(data).to_bytes(8, "little") + size.to_bytes(4, "little"))
+        return btf_of(btf)
     finally:
         os.close(btf)
+
+
+def btf_of(fd: int) -> bytes:
+    """What is behind a descriptor of BTF."""
+    size = int.from_bytes(_info(fd, 16)[8:12], "little")
+    data = ctypes.create_string_buffer(size)
+    _info(fd, 16, ctypes.addressof(data).to_bytes(8, "little") + size.to_bytes(4, "little"))
     return data.raw
 
 

@@ -21,11 +21,11 @@
 #else
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
+#define A_MAP			 SEC(".maps")
 #define MAP(name)		 (&(name))
 #define FUNCTION(name)		 ((void *)(name))
 typedef __u32 atomic; /* what atomic operations are done on */
-		      /* what bpf_loop() calls */
-#define CALLBACK(name, index, x) static long name(__u32 index, x)
+#define CALLBACK(name, index, x) static long name(__u32 index, x) /* for bpf_loop() */
 #endif
 
 #define AF_INET	 2
@@ -185,7 +185,7 @@ struct pods_map {
 	__uint(max_entries, MAX_PODS);
 	__type(key, __u64); /* netns cookie */
 	__type(value, struct pod);
-} pods SEC(".maps");
+} pods A_MAP;
 
 /* sk_lookup and tc can't ask for the netns cookie (or not on every kernel): by local address */
 struct addresses_map {
@@ -193,7 +193,7 @@ struct addresses_map {
 	__uint(max_entries, MAX_ADDRESSES);
 	__type(key, struct address);
 	__type(value, __u64); /* netns cookie */
-} addresses SEC(".maps");
+} addresses A_MAP;
 
 /* Lookup only: no program is ever attached to this map, so sockets in it work as without it. */
 struct listeners_map {
@@ -201,7 +201,7 @@ struct listeners_map {
 	__uint(max_entries, MAX_LISTENERS);
 	__type(key, struct listener_key);
 	__type(value, __u64);
-} listeners SEC(".maps");
+} listeners A_MAP;
 
 struct meters_map {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -209,7 +209,7 @@ struct meters_map {
 	__uint(max_entries, MAX_METERS);
 	__type(key, struct meter_key);
 	__type(value, struct meter);
-} meters SEC(".maps");
+} meters A_MAP;
 
 /* Dies with its socket: no size to choose, nothing to collect (docs/decisions/002). */
 struct connections_map {
@@ -217,7 +217,7 @@ struct connections_map {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, int);
 	__type(value, struct connection);
-} connections SEC(".maps");
+} connections A_MAP;
 
 /* Only sockets that speak HTTP/2 have it. */
 struct open_streams_map {
@@ -225,7 +225,7 @@ struct open_streams_map {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, int);
 	__type(value, struct streams);
-} open_streams SEC(".maps");
+} open_streams A_MAP;
 
 /* This CPU's lane. */
 static __always_inline struct meter *pod_meter(__u64 netns)

@@ -85,7 +85,8 @@ static __always_inline int skip_lines(const __u8 *p, __u32 seen, __u32 *used)
  * Returns their place in it, -1 when the packet can't be read. */
 static __always_inline int window(struct __sk_buff *skb, struct stream *s)
 {
-	__u32 offset = s->at - s->base, shown = s->base + s->have, n = s->end - s->at;
+	__u32 offset = s->at - s->base, shown = s->base + s->have;
+	__u64 n = s->end - s->at; /* in one register, so that the verifier knows its bounds */
 
 	if (offset < s->have && (s->at + LOOK <= shown || shown == s->end))
 		return offset & (WINDOW - 1);

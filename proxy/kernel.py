@@ -16,10 +16,12 @@ import contextlib
 import logging
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
-from weir.bpf import OBJECT
+from weir.bpf import OBJECT, bcc
 from weir.bpf.btf import Btf, BtfError
 from weir.bpf.libbpf import BpfError, LibbpfMissing, map_btf
 from weir.bpf.loaded import BpfObject, Loaded
@@ -39,6 +41,7 @@ log = logging.getLogger("weir.kernel")
 
 MINIMUM_KERNEL = (5, 17)  # bpf_loop
 _CAP_NET_ADMIN, _CAP_SYS_ADMIN = 12, 21
+Loader = Literal["libbpf", "bcc"]
 MAPS = ("pods", "addresses", "listeners", "meters", "connections", "open_streams")
 
 
@@ -64,23 +67,35 @@ class Kernel:
         self._closed = self._inside = False
 
     @classmethod
-    def load(cls, object_path: Path | None = None, root: Path | None = None) -> Kernel:
+    def load(
+        cls,
+        object_path: Path | None = None,
+        root: Path | None = None,
+        loader: Loader = "libbpf",
+    ) -> Kernel:
         """`root`: a directory of a bpffs where all is pinned, so that it outlives this process
         and is found there by the next; where that can't be had, the log says why.
 
         Raises KernelUnavailable."""
-        path = object_path or OBJECT
         _check_machine()
-        if not path.exists():
-            raise KernelUnavailable(f"{path} is not built: run `make bpf`")
+        make: Callable[[Mapping[str, int]], Loaded]
         try:
-            btf = Btf.of_object(path)
+            if loader == "bcc":
+                compiled = bcc.compile_here()
+                btf, make = compiled.btf, partial(bcc.BccObject, compiled)
+            else:
+                path = object_path or OBJECT
+                if not path.exists():
+                    raise KernelUnavailable(f"{path} is not built: run `make bpf`")
+                btf, make = Btf.of_object(path), partial(BpfObject, path)
             if root is not None:
                 try:
-                    return cls._load_pinned(path, btf, root)
+                    return cls._load_pinned(make, btf, root)
                 except pins.PinsUnavailable as error:
                     log.warning("nothing is pinned: %s", error)
-            return cls(BpfObject(path), btf)
+            return cls(make({}), btf)
+        except bcc.BccMissing as error:
+            raise KernelUnavailable(f"--loader bcc: {error}") from error
         except LibbpfMissing as error:
             raise KernelUnavailable(
                 f"libbpf.so.1 can't be loaded ({error}): install it (Debian package libbpf1)"
@@ -91,7 +106,9 @@ class Kernel:
             raise KernelUnavailable(_explain(error)) from error
 
     @classmethod
-    def _load_pinned(cls, path: Path, btf: Btf, root: Path) -> Kernel:
+    def _load_pinned(
+        cls, make: Callable[[Mapping[str, int]], Loaded], btf: Btf, root: Path
+    ) -> Kernel:
         with pins.opened(root), contextlib.ExitStack() as undo:
             layout = pins.layout(root, btf.fingerprint())
             undo.callback(layout.close)
@@ -102,7 +119,7 @@ class Kernel:
                 for name in fds:
                     (layout.maps / name).unlink()
                 fds = {}
-            loaded = BpfObject(path, fds)
+            loaded = make(fds)
             undo.callback(loaded.close)
             if not fds:
                 for name in MAPS:

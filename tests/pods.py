@@ -30,6 +30,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from weir.bpf import bcc
 from weir.proxy import netns
 from weir.proxy.cgroups import cgroup2_mount
 from weir.proxy.kernel import Kernel, KernelUnavailable, PodTarget
@@ -83,6 +84,16 @@ def why_no_kernel() -> str | None:
         except KernelUnavailable as error:
             reason = str(error)
     return reason
+
+
+@functools.cache
+def why_no_bcc() -> str | None:
+    """None, or the reason why bcc can't compile the programs here."""
+    try:
+        bcc.compile_here()
+    except bcc.BccMissing as error:
+        return f"needs bcc ({error})"
+    return None
 
 
 def why_no_go() -> str | None:

@@ -171,6 +171,12 @@ def _agent(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         metavar="DIR",
         help="on a bpffs, for what outlives the agent (default %(default)s)",
     )
+    add(
+        "--loader",
+        choices=("libbpf", "bcc"),
+        default="libbpf",
+        help="of the eBPF programs: the object that is shipped, or compiled here (default libbpf)",
+    )
     parser.set_defaults(call=_call_agent)
 
 
@@ -193,7 +199,7 @@ def _call_agent(args: "argparse.Namespace") -> int:
         return fail(f"--workers {args.workers}: at least 1")
     kernel, why = None, ""
     try:
-        kernel = Kernel.load(root=args.pins)
+        kernel = Kernel.load(root=args.pins, loader=args.loader)
     except KernelUnavailable as e:
         why = str(e)
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from typing import get_args
 
 import pytest
 
 from tests.kernel.direct import Direct
-from tests.pods import Pod
-from weir.proxy.kernel import Kernel
+from tests.pods import Pod, why_no_bcc
+from weir.proxy.kernel import Kernel, Loader
 
 
-@pytest.fixture(scope="session")
-def kernel() -> Iterator[Kernel]:
-    loaded = Kernel.load()
+@pytest.fixture(scope="session", params=get_args(Loader))
+def kernel(request: pytest.FixtureRequest) -> Iterator[Kernel]:
+    """Every test of the kernel side runs with the programs of every loader."""
+    reason = why_no_bcc() if request.param == "bcc" else None
+    if reason is not None:
+        pytest.skip(reason)
+    loaded = Kernel.load(loader=request.param)
     try:
         yield loaded
     finally:
