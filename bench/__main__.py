@@ -6,7 +6,7 @@ import json
 import platform
 import sys
 
-NAMES = ("direct", "relay", "start", "idle", "adaptor")
+NAMES = ("direct", "loaders", "relay", "start", "idle", "adaptor")
 
 
 def main() -> int:
