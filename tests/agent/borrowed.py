@@ -134,8 +134,14 @@ class Agent:
     """A `weir agent` process for some pods. Its log goes to a file."""
 
     def __init__(
-        self, folder: Path, *pods: HeldPod, workers: int = 1, prefix: Sequence[str] = ()
+        self,
+        folder: Path,
+        *pods: HeldPod,
+        workers: int = 1,
+        prefix: Sequence[str] = (),
+        pins: Path | None = None,
     ) -> None:
+        """`pins`: a bpffs; nothing is pinned without."""
         folder.mkdir(exist_ok=True)
         self._status = folder / "agent.sock"
         file = folder / "pods.json"
@@ -146,6 +152,7 @@ class Agent:
                 *prefix,
                 *(sys.executable, "-P", "-m", "weir", "agent", "--pods", str(file)),
                 *("--status", str(self._status), "--workers", str(workers)),
+                *("--pins", str(pins or folder / "no-bpffs")),
             ],
             stderr=self._log,
         )
@@ -239,6 +246,8 @@ class Clients:
             else:
                 with self._lock:
                     self.answers += 1
+                if not keep:  # not every server says that it closes, too
+                    connection.close()
         connection.close()
 
 

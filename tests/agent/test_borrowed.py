@@ -53,6 +53,18 @@ def listeners_in(pod: HeldPod, pid: int) -> set[str]:
     return found & inodes
 
 
+def worker_of(pod: HeldPod, agent: Agent) -> int:
+    """The one that has the pod."""
+    found: list[int] = []
+
+    def there() -> bool:
+        found[:] = [pid for pid in agent.workers if listeners_in(pod, pid)]
+        return bool(found)
+
+    until(there, "a worker has the pod")
+    return found[0]
+
+
 def stat_of(pod: HeldPod, name: str) -> float:
     return decode_stat(pod.get("/metrics", 9090)[1])[name]
 
@@ -216,7 +228,7 @@ def test_a_worker_that_no_longer_answers_is_killed_and_its_pods_move(
     with closing(agent := Agent(tmp_path, pod, workers=2)):
         agent.until_held()
         until(lambda: len(agent.workers) == 2, "both workers")
-        (serving,) = [pid for pid in agent.workers if listeners_in(pod, pid)]
+        serving = worker_of(pod, agent)
         stop_process(serving)
         assert pod.get() == (200, b"hello")  # it waits until another one accepts
         assert serving not in agent.workers
@@ -230,7 +242,7 @@ def test_a_killed_worker_loses_what_was_in_it_and_nothing_else(
     with closing(agent := Agent(tmp_path, pod, workers=2)):
         agent.until_held()
         until(lambda: len(agent.workers) == 2, "both workers")
-        (serving,) = [pid for pid in agent.workers if listeners_in(pod, pid)]
+        serving = worker_of(pod, agent)
         with closing(clients := Clients(pod)):
             clients.more()
             os.kill(serving, signal.SIGKILL)

@@ -12,7 +12,8 @@ import pytest
 
 from tests.agent.borrowed import Agent, Clients, HeldPod, closing
 from tests.hold.rig import HOLD
-from tests.pods import needs_kernel, until
+from tests.kernel.bpffs import mounted
+from tests.pods import DIRECT_PORT, needs_kernel, until
 
 pytestmark = [
     needs_kernel,
@@ -56,6 +57,44 @@ def test_a_killed_supervisor_costs_no_request_at_all(tmp_path: Path) -> None:
         clients.stop()
         print(f"{clients.answers} answers")
         assert not clients.failures
+
+
+@pytest.mark.timeout(600)
+def test_with_pins_neither_killed_nor_updated_agents_cost_a_direct_or_relayed_request(
+    tmp_path: Path,
+) -> None:
+    chance = seeded()
+    (tmp_path / "bpf").mkdir()
+    with (
+        mounted(tmp_path / "bpf") as pins,
+        HeldPod() as pod,
+        contextlib.ExitStack() as undo,
+    ):
+        agents = [Agent(tmp_path / "0", pod, pins=pins)]
+        undo.enter_context(closing(agents[0]))
+        agents[0].until_held().until_open()
+        undo.enter_context(closing(relayed := Clients(pod, 2)))
+        undo.enter_context(closing(direct := Clients(pod, 2, DIRECT_PORT)))
+        for number in range(1, ROUNDS // 2 + 1):
+            agents.append(Agent(tmp_path / str(number), pod, pins=pins))
+            undo.enter_context(closing(agents[-1]))
+            agents[-1].until_reason("rung")
+            direct.more(chance.randrange(1, 200))
+            if chance.random() < 0.5:
+                agents[-2].process.kill()
+                agents[-2].close()
+            else:
+                assert agents[-2].stop() == 0
+            agents[-1].until_held().until_open()
+            direct.more(1)
+            relayed.more(1)
+        direct.stop()
+        relayed.stop()
+        print(f"{direct.answers} direct and {relayed.answers} relayed answers")
+        assert not direct.failures
+        assert not relayed.failures
+        started = agents[-1].pod()["direct"]["started"]
+        assert started >= direct.answers  # the count went on through all of them
 
 
 @pytest.mark.timeout(600)
