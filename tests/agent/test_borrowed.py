@@ -53,6 +53,10 @@ def listeners_in(pod: HeldPod, pid: int) -> set[str]:
     return found & inodes
 
 
+def descriptors(pid: int) -> int:
+    return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+
+
 def worker_of(pod: HeldPod, agent: Agent) -> int:
     """The one that has the pod."""
     found: list[int] = []
@@ -281,6 +285,44 @@ def test_a_pod_whose_hold_was_killed_is_let_go_and_borrowed_again(
         pod.start_hold()
         agent.until_held()
         assert pod.get() == (200, b"hello")
+
+
+def test_a_pod_that_is_borrowed_again_and_again_leaves_nothing_behind(
+    pod: HeldPod, tmp_path: Path
+) -> None:
+    with closing(agent := Agent(tmp_path, pod)):
+        agent.until_held().until_open()
+        processes = [agent.process.pid, worker_of(pod, agent)]
+        before = [descriptors(pid) for pid in processes]
+        for _ in range(10):
+            pod.hold.kill()
+            pod.hold.wait()
+            agent.until_reason("no weir-hold found")
+            pod.start_hold()
+            agent.until_held().until_open()
+            assert pod.get() == (200, b"hello")
+        for pid, most in zip(processes, before, strict=True):
+            # a worker has spare sockets for dialling, more or less of them
+            until(lambda pid=pid, most=most: descriptors(pid) <= most + 32, f"{pid} has closed")  # type: ignore[misc]
+        assert descriptors(agent.process.pid) <= before[0] + 1
+
+
+def test_metrics_on_a_port_that_hold_knows_nothing_of_and_a_limit_that_needs_the_relay(
+    tmp_path: Path,
+) -> None:
+    config = '{"requestMetrics":{"protocol":"prometheus","endpoint":":9095"}}'
+    with (
+        HeldPod(OBSERVABILITY_CONFIG=config, CONTAINER_CONCURRENCY="1") as pod,
+        closing(agent := Agent(tmp_path, pod)),
+    ):
+        agent.until_held()
+        until(lambda: agent.pod()["ready"], "ready")
+        assert pod.get() == (200, b"hello")
+        assert b"kn_serving_invocation_duration" in pod.get("/metrics", 9095)[1]
+        assert "containerConcurrency is 1" in agent.pod()["direct"]["reason"]
+        assert agent.stop() == 0
+        assert pod.get() == (200, b"hello")
+        until(lambda: pod.get("/metrics", 9095)[0] == 200, "the sidecar has opened it, too")
 
 
 @pytest.mark.parametrize(
