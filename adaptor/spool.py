@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -53,6 +54,9 @@ CREATE TABLE IF NOT EXISTS journal (
 LOG_PAGES = 4000
 """Of 4 KiB that the log takes before they are brought into the file. Most of what is written is
 removed soon; the longer the log, the less of it ever gets there."""
+
+ROWS = (64, 16, 4, 1)
+"""Of one INSERT: a few statements that SQLite keeps prepared, for any number of rows."""
 
 OVERHEAD = 150
 """Bytes of an entry besides its packet, about."""
@@ -213,9 +217,7 @@ class Spool:
             self._check_place()
             try:
                 self._apply(batch)
-            except (
-                sqlite3.OperationalError
-            ):  # a full disk, perhaps: removing makes room in the file
+            except sqlite3.OperationalError:  # a full disk? removing makes room in the file
                 self._apply(Batch(removed=batch.removed))
                 self._apply(batch)
             self._check_place()
@@ -226,28 +228,41 @@ class Spool:
             raise SpoolTrouble(f"can't write the spool {self.path}: {error}") from error
 
     def _apply(self, batch: Batch) -> None:
-        many = self._db.executemany
+        """In as few statements as possible: each gives up the interpreter's lock, and waits for an
+        event loop that is busy to get it back."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
-            if batch.ended:
-                many("DELETE FROM journal WHERE session = ?", [(each,) for each in batch.ended])
-            if batch.unmarked:
-                many("DELETE FROM journal WHERE session = ? AND packet_id = ?", batch.unmarked)
+            for session in batch.ended:
+                self._db.execute("DELETE FROM journal WHERE session = ?", (session,))
+            for session in dict(batch.unmarked):
+                self._delete(
+                    "journal WHERE session = ? AND packet_id",
+                    *([each for of, each in batch.unmarked if of == session], session),
+                )
             if batch.removed:
-                many("DELETE FROM spool WHERE number = ?", [(each,) for each in batch.removed])
-            many(
-                "INSERT INTO spool VALUES (?, ?, ?, ?, ?, ?)",
-                [(e.number, e.route, e.size, e.at, _text(e.event_id), e.packet)
-                 for e in batch.entries],
-            )  # fmt: skip
-            many(
-                "INSERT OR REPLACE INTO journal VALUES (?, ?, ?, ?, ?)",
+                self._delete("spool WHERE number", batch.removed)
+            self._insert("INSERT INTO spool", [_row(each) for each in batch.entries])
+            self._insert(
+                "INSERT OR REPLACE INTO journal",
                 [(m.session, m.packet_id, m.route, m.digest, m.exactly) for m in batch.marks],
             )
             self._db.execute("COMMIT")
         finally:
             if self._db.in_transaction:  # of some failures SQLite ends it by itself
                 self._db.execute("ROLLBACK")
+
+    def _delete(self, where: str, numbers: list[int], *before: str) -> None:
+        among = f"DELETE FROM {where} IN (SELECT value FROM json_each(?))"
+        self._db.execute(among, (*before, json.dumps(numbers)))
+
+    def _insert(self, into: str, rows: list[tuple[object, ...]]) -> None:
+        at = 0
+        for size in ROWS:
+            while len(rows) - at >= size:
+                row = f"({', '.join('?' * len(rows[at]))})"
+                values = [value for each in rows[at : at + size] for value in each]
+                self._db.execute(f"{into} VALUES {', '.join([row] * size)}", values)
+                at += size
 
     # --- out ---
 
@@ -328,6 +343,11 @@ def entries(path: Path) -> Iterator[Entry]:
                 yield Entry(*row)
     except sqlite3.Error as error:
         raise SpoolError(f"can't read the spool {path}: {error}") from error
+
+
+def _row(entry: Entry) -> tuple[object, ...]:
+    text = _text(entry.event_id)
+    return entry.number, entry.route, entry.size, entry.at, text, entry.packet
 
 
 def _text(value: str) -> str:

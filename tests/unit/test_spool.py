@@ -73,6 +73,15 @@ def test_what_was_removed_is_gone(spool: Spool) -> None:
     assert spool.marks("s") == []
 
 
+def test_marks_go_one_by_one_and_only_of_their_session(spool: Spool) -> None:
+    spool.write(
+        Batch(marks=[Mark(s, n, "all", b"digest", exactly=False) for s in "ab" for n in range(90)])
+    )
+    spool.write(Batch(unmarked=[("a", 3), ("b", 4), ("a", 5)]))
+    assert {each.packet_id for each in spool.marks("a")} == set(range(90)) - {3, 5}
+    assert {each.packet_id for each in spool.marks("b")} == set(range(90)) - {4}
+
+
 def test_a_session_that_ends_takes_its_marks_with_it(spool: Spool) -> None:
     spool.write(Batch(marks=[MARK]))
     spool.write(Batch(ended=["s"]))
