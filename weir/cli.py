@@ -186,6 +186,7 @@ def _call_agent(args: "argparse.Namespace") -> int:
 
     import uvloop
 
+    from weir.proxy import selftest
     from weir.proxy.agent import Agent
     from weir.proxy.kernel import Kernel, KernelUnavailable
     from weir.proxy.pod import PodFileError, load_pods
@@ -200,8 +201,12 @@ def _call_agent(args: "argparse.Namespace") -> int:
     kernel, why = None, ""
     try:
         kernel = Kernel.load(root=args.pins, loader=args.loader)
+        selftest.run(kernel)
     except KernelUnavailable as e:
         why = str(e)
+        if kernel is not None:
+            kernel.close()
+            kernel = None
 
     async def serve() -> int:
         stop = asyncio.Event()
