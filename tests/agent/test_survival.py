@@ -9,11 +9,14 @@ from random import Random
 
 import pytest
 
+from tests.agent import borrowed
+from tests.agent.borrowed import Clients, HeldPod
 from tests.agent.test_agent import Agent, described
+from tests.hold.rig import HOLD
 from tests.kernel.bpffs import mounted
 from tests.kernel.test_lifecycle import ALL_PROGRAMS, attached_to
 from tests.kernel.test_pins import Caller, pods_of, serve
-from tests.pods import Pod, needs_kernel, until
+from tests.pods import DIRECT_PORT, Pod, needs_kernel, until
 from weir.proxy.kernel import Kernel
 
 pytestmark = needs_kernel
@@ -104,3 +107,34 @@ def test_a_pod_that_ended_while_there_was_no_agent_is_swept_by_the_next(
         until(lambda: len(pods_of(root)) == 1)
         agent.stop()
         assert list(root.iterdir()) == []
+
+
+@pytest.mark.skipif(not HOLD.exists(), reason="needs hold/weir-hold (make hold)")
+def test_direct_requests_do_not_notice_that_a_pod_goes_from_agent_to_agent(
+    root: Path, tmp_path: Path
+) -> None:
+    with HeldPod() as pod:
+        agents = [borrowed.Agent(tmp_path / "0", pod, pins=root).until_held()]
+        agents[0].until_open()
+        clients = Clients(pod, port=DIRECT_PORT)
+        try:
+            for number in range(1, 5):
+                clients.more()
+                agents.append(borrowed.Agent(tmp_path / str(number), pod, pins=root))
+                if number % 2:
+                    agents[-2].stop()  # gives the pod back
+                else:
+                    agents[-2].close()  # is killed
+                agents[-1].until_held().until_open()
+            clients.more()
+        finally:
+            clients.stop()
+        assert clients.failures == []
+        until(lambda: agents[-1].pod()["direct"]["open_connections"] == 0)
+        direct = agents[-1].pod()["direct"]
+        assert (direct["finished"], direct["aborted"]) == (clients.answers, 0)
+        for agent in agents:
+            agent.close()
+    kernel = Kernel.load(root=root)
+    kernel.close()
+    assert list(root.iterdir()) == []
