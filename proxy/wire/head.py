@@ -33,6 +33,8 @@ _HOST = re.compile(rb"[A-Za-z0-9!$%&'()*+,\-.:;=\[\]_~]*")
 _REMEMBERED_BYTES = 1024
 _REMEMBERED_HEADS = 64
 _REMEMBERED_CLIENTS = 256
+_REMEMBERED_LINE_BYTES = 128
+_REMEMBERED_LINES = 256
 _HOP = contract.HOP_BY_HOP
 _REQUEST_NAMES = _HOP | {
     b"host",
@@ -54,6 +56,10 @@ _REQUEST_NAMES = _HOP | {
     *contract.PRUNED,
 }
 _RESPONSE_NAMES = _HOP | {b"content-length", b"date"}
+_NAMES = {
+    spelled: name for name in _REQUEST_NAMES | _RESPONSE_NAMES for spelled in (name, name.title())
+}
+"""Names in lower case, by how they are mostly spelled."""
 _NOT_FOR_USER = (
     _HOP | contract.PRUNED | {contract.ORIGINAL_HOST, b"http2-settings", b"x-forwarded-for"}
 )
@@ -150,8 +156,9 @@ def _understood(fields: re.Pattern[bytes], data: bytes, end: int) -> dict[bytes,
     """Check the header block behind `end` (of the first line); the fields that mean something."""
     check_fields(data[end + 2 :])
     seen: dict[bytes, bytes] = {}
-    for name, value in fields.findall(data, end):
-        name = name.lower()
+    found: list[tuple[bytes, bytes]] = fields.findall(data, end)
+    for name, value in found:
+        name = _NAMES.get(name) or name.lower()
         if name not in seen:
             seen[name] = value.rstrip()
         elif name in _LISTS:
@@ -193,17 +200,17 @@ class _Forwarded(dict[tuple[bytes | None, bytes | None, bytes | None, bool, byte
     """Lines that the user container gets from us, by what an ingress said of its client.
 
     The values of X-Forwarded-For, -Host and -Proto, whether there is a Forwarded, and the peer: the
-    same clients come again, and so do these.
+    same clients come again, and so do these. Each line ends in CRLF.
     """
 
     def __missing__(
         self, key: tuple[bytes | None, bytes | None, bytes | None, bool, bytes]
     ) -> bytes:
         for_, host, proto, there, peer = key
-        lines = [b"X-Forwarded-For: " + (appended([for_], peer) if for_ else peer)]
+        made = b"X-Forwarded-For: %b\r\n" % (appended([for_], peer) if for_ else peer)
         if not there and (for_ or host or proto):
-            lines.insert(0, b"Forwarded: " + forwarded(for_ or b"", host or b"", proto or b""))
-        made = b"\r\n".join(lines)
+            value = forwarded(for_ or b"", host or b"", proto or b"")
+            made = b"Forwarded: %b\r\n%b" % (value, made)
         if len(made) <= _REMEMBERED_BYTES:
             if len(self) >= _REMEMBERED_CLIENTS:
                 self.clear()
@@ -212,6 +219,34 @@ class _Forwarded(dict[tuple[bytes | None, bytes | None, bytes | None, bool, byte
 
 
 _FORWARDED = _Forwarded()
+
+
+class _RequestLines(dict[bytes, tuple[bytes, bytes, int]]):
+    """Method, target and minor version of a request line: most services have few of them."""
+
+    def __missing__(self, line: bytes) -> tuple[bytes, bytes, int]:
+        match = _REQUEST_LINE.fullmatch(line)
+        if match is None:
+            raise _no_request(line, len(line))
+        parsed = match[1], match[2], 1 if match[3] == b"1" else 0
+        if len(line) <= _REMEMBERED_LINE_BYTES:
+            if len(self) >= _REMEMBERED_LINES:
+                self.clear()
+            self[line] = parsed
+        return parsed
+
+
+_REQUEST_LINES = _RequestLines()
+_HOSTS = dict[bytes, None]()
+
+
+def _check_host(host: bytes) -> None:
+    if not _HOST.fullmatch(host):
+        raise Malformed("malformed Host header")
+    if len(host) <= _REMEMBERED_LINE_BYTES:
+        if len(_HOSTS) >= _REMEMBERED_LINES:
+            _HOSTS.clear()
+        _HOSTS[host] = None
 
 
 class RequestHead:
@@ -232,11 +267,7 @@ class RequestHead:
     def __init__(self, data: bytes) -> None:
         """Raises Malformed. `data` is one whole head with the empty line that ends it."""
         end = data.find(b"\r\n")
-        match = _REQUEST_LINE.fullmatch(data, 0, end)
-        if match is None:
-            raise _no_request(data, end)
-        self.method, self.target, minor = match.groups()
-        self.minor = 1 if minor == b"1" else 0
+        self.method, self.target, self.minor = _REQUEST_LINES[data[:end]]
         self._data = data
         self.seen = seen = _understood(_REQUEST_FIELDS, data, end)
         chunked = _transfer_coding(seen, self.minor)
@@ -292,8 +323,8 @@ class RequestHead:
         target = self.target
         host = self.seen.get(b"host")
         if host is not None:
-            if not _HOST.fullmatch(host):
-                raise Malformed("malformed Host header")
+            if host not in _HOSTS:
+                _check_host(host)
         elif self.minor:
             raise Malformed("no Host", 400, b"Bad Request: missing required Host header")
         if target.startswith(b"/") or (target == b"*" and self.method == b"OPTIONS"):
@@ -328,17 +359,17 @@ class RequestHead:
         seen = self.seen
         for_ = seen.get(b"x-forwarded-for")
         host, proto = seen.get(b"x-forwarded-host"), seen.get(b"x-forwarded-proto")
-        added = _FORWARDED[(for_, host, proto, b"forwarded" in seen, peer)] + HEAD_END
+        added = _FORWARDED[(for_, host, proto, b"forwarded" in seen, peer)]
         data = self._data
         if for_ is None:
-            return data[:-2] + added
-        line = b"\r\nx-forwarded-for: %b\r\n" % for_  # most often it is spelled like this, or so
-        at = data.find(line)
+            return b"".join((data[:-2], added, b"\r\n"))
+        at = data.find(b"\r\nx-forwarded-for:")  # most often it is spelled like this, or so
         if at < 0:
-            at = data.find(b"\r\nX-Forwarded-For: %b\r\n" % for_)
-            if at < 0:
-                return _LINES_NOT_FOR_USER.sub(b"", data)[:-2] + added
-        return b"".join((data[:at], data[at + len(line) - 2 : -2], added))
+            at = data.find(b"\r\nX-Forwarded-For:")
+        end = data.find(b"\r\n", at + 18)
+        if at < 0 or data[at + 18 : end].strip() != for_:  # there are several
+            return b"".join((_LINES_NOT_FOR_USER.sub(b"", data)[:-2], added, b"\r\n"))
+        return b"".join((data[:at], data[end:-2], added, b"\r\n"))
 
     def for_user(self, peer: bytes, authority: bytes) -> bytes:
         """The head for the user container (contract section 3.3). To be asked once.
@@ -363,7 +394,7 @@ class RequestHead:
         there = bool(seen.get(b"forwarded"))
         if not there and b"forwarded" in seen and (for_ or host or proto):
             self.replace({b"forwarded": b""})  # an empty one is none
-        added = [_FORWARDED[(for_, host, proto, there, peer)]]
+        added = [_FORWARDED[(for_, host, proto, there, peer)][:-2]]
         if b"te" in seen and b"trailers" in seen[b"te"].lower():
             added.append(b"Te: trailers")
         if self.length is None:
