@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import signal
 from collections import defaultdict
 from pathlib import Path
 
@@ -138,7 +139,10 @@ async def test_nothing_is_lost_whoever_dies_and_whenever(
 
 
 @pytest.mark.timeout(SECONDS * 4 + 120)
-@pytest.mark.parametrize(("qos", "mortal"), [(1, EVERYONE), (2, ("adaptor", "adaptor", "sink"))])
+@pytest.mark.parametrize(
+    ("qos", "mortal"),
+    [(1, (*EVERYONE, "routes")), (2, ("adaptor", "adaptor", "sink", "routes"))],
+)
 async def test_with_a_spool_every_event_keeps_the_id_that_it_was_given_first(
     broker: Mosquitto, sink: Sink, tmp_path: Path, qos: int, mortal: tuple[str, ...]
 ) -> None:
@@ -151,6 +155,16 @@ async def test_with_a_spool_every_event_keeps_the_id_that_it_was_given_first(
     assert {number: found for number, found in ids.items() if len(found) != 1} == {}
 
 
+@pytest.mark.timeout(SECONDS * 4 + 120)
+async def test_with_a_spool_and_an_older_broker_nothing_is_lost_either(
+    broker: Mosquitto, sink: Sink, tmp_path: Path
+) -> None:
+    """3.1.1 has no way to prove that a PUBACK has arrived, so some may have a second id."""
+    publisher = Publisher(broker.port, PER_SECOND, ids=False)
+    text = one_route(sink, f"{QUICK}, spool: always")
+    await storm(broker, sink, tmp_path, text, publisher, "--mqtt-version", "3.1.1")
+
+
 async def storm(
     broker: Mosquitto,
     sink: Sink,
@@ -160,7 +174,8 @@ async def storm(
     *options: str,
     mortal: tuple[str, ...] = EVERYONE,
 ) -> dict[int, set[str]]:
-    """The ids by which each number has reached the sink, when all that are safe have."""
+    """The ids by which each number has reached the sink, when all that are safe have. `mortal`: who
+    dies, or what changes (`routes`, the file of `text`)."""
     chance = random.Random(os.environ.get("WEIR_FAULT_SEED", "1"))
     ids: defaultdict[int, set[str]] = defaultdict(set)
     sink.remember = False
@@ -171,7 +186,7 @@ async def storm(
 
     sink.script = script
     options += ("--receive-maximum", "64")
-    deaths = dict.fromkeys(("adaptor", "sink", "broker"), 0)
+    deaths = dict.fromkeys(mortal, 0)
     async with AdaptorProcess(broker.url, text, folder, *options) as process:
         client = client_id("weir", sink.url)
         await until(lambda: broker.subscribed(client), "subscribed")
@@ -183,6 +198,10 @@ async def storm(
             if who == "adaptor":
                 await process.kill()
                 await process.start()
+            elif who == "routes":
+                kind = f"type: io.example.g{deaths[who]}"
+                process.routes.write_text(text.replace("spool: always", f"spool: always, {kind}"))
+                process.send(signal.SIGHUP)
             elif who == "sink":
                 await sink.stop()
                 await asyncio.sleep(chance.uniform(0.0, 0.5))
