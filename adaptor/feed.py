@@ -29,7 +29,6 @@ BEST_EFFORT = 1000
 """QoS 0 messages of a route that are not on disk yet; no ticket bounds them, and nobody keeps what
 is more. No more bytes of them than the pipeline may have, either."""
 
-
 SWEEP = 1.0
 """Seconds between two looks for events that are too old."""
 
@@ -116,11 +115,13 @@ class Feed:
         self._ahead -= 1
         self._ahead_bytes -= entry.size
         self._writer.remove(entry)
-        if self._more and self._ahead <= AHEAD // 2:
+        if self._more:
             self._load()
 
     def _load(self) -> None:
-        if self._more and self._loading is None and not self._stopped:
+        """If it is worth the while."""
+        roomy = self._ahead <= AHEAD // 2 and self._ahead_bytes <= AHEAD_BYTES // 2
+        if self._more and roomy and self._loading is None and not self._stopped:
             self._loading = asyncio.get_running_loop().create_task(self._read())
 
     async def _read(self) -> None:
@@ -136,8 +137,7 @@ class Feed:
                 self._writer.damaged(error, entry.number)
                 return
             self._hand_over(entry, message)
-        if self._ahead <= AHEAD // 2:
-            self._load()
+        self._load()
 
     # --- age ---
 

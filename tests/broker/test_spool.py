@@ -214,6 +214,23 @@ async def test_more_than_fits_into_memory_is_read_again_from_the_disk_in_order(
     assert sink.bodies == [*(payload for _, payload in many), b"late"]
 
 
+async def test_large_messages_are_read_again_a_few_at_a_time(
+    broker: Mosquitto, sink: Sink, tmp_path: Path
+) -> None:
+    await sink.stop()
+    large = [("plant/x", b"%d:" % n + bytes(1 << 20)) for n in range(40)]
+    async with adaptor(broker.url, one_route(sink, SPOOL), tmp_path) as running:
+        await broker.publish(large)
+        await until(lambda: spooled(running) == 40, "all are in the spool")
+        assert running.sink(sink.url)["waiting"] <= 8
+    async with adaptor(broker.url, one_route(sink, SPOOL), tmp_path) as running:
+        await until(lambda: running.sink(sink.url)["state"] == "blocked", "the sink is down")
+        assert 0 < running.sink(sink.url)["waiting"] <= 8
+        await sink.start()
+        await until(lambda: spooled(running) == 0, "all are delivered")
+    assert len(set(sink.bodies)) == 40
+
+
 # --- full, old, damaged ---------------------------------------------------------------------------
 
 
