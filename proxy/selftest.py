@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import logging
 import os
 import select
 import socket
@@ -25,6 +26,8 @@ from weir.proxy.attached import AttachedPod, KernelUnavailable, PodTarget
 from weir.proxy.cgroups import cgroup2_mount
 from weir.proxy.contract import DIRECT_PORT
 from weir.proxy.kernel import Kernel
+
+log = logging.getLogger("weir.agent")
 
 USER_PORT = 8080
 PATIENCE = 10.0  # seconds; a kernel that can do it takes milliseconds, a new Python a bit more
@@ -49,8 +52,12 @@ def _run(kernel: Kernel) -> None:
     name = f"weir-selftest-{os.getpid()}"
     # one of loopback's own: nobody else's pod can have it
     address = f"127.{os.getpid() >> 16 & 63 | 64}.{os.getpid() >> 8 & 255}.{os.getpid() & 255 | 2}"
-    cgroup = mount / name
-    cgroup.mkdir()
+    cgroup = _own_cgroup(mount) / name
+    try:
+        cgroup.mkdir()
+    except PermissionError as error:  # nothing is known then, and it may well work
+        log.warning("no self-test is made without CAP_DAC_OVERRIDE: %s", error)
+        return
     try:
         with subprocess.Popen(
             [sys.executable, "-P", "-m", "weir.proxy.selftest", str(cgroup)],
@@ -72,6 +79,16 @@ def _run(kernel: Kernel) -> None:
         until = time.monotonic() + PATIENCE
         while not _removed(cgroup) and time.monotonic() < until:
             time.sleep(0.001)
+
+
+def _own_cgroup(mount: Path) -> Path:
+    """This process's own, where it may make one; the root when that isn't visible from here."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        if line.startswith("0::"):
+            own = mount / line[3:].lstrip("/")
+            if own.is_dir():
+                return own
+    return mount
 
 
 def _prove(child: subprocess.Popen[bytes], attached: AttachedPod, address: str) -> None:

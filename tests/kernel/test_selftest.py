@@ -30,13 +30,24 @@ def nothing_left(kernel: Kernel) -> Iterator[None]:
         assert list(table.keys()) == []
     mount = cgroup2_mount()
     assert mount is not None
-    assert not (mount / f"weir-selftest-{os.getpid()}").exists()
+    assert not (selftest._own_cgroup(mount) / f"weir-selftest-{os.getpid()}").exists()
 
 
 def test_a_kernel_that_can_do_it_passes_and_nothing_is_left(kernel: Kernel) -> None:
     with nothing_left(kernel):
         selftest.run(kernel)
         selftest.run(kernel)
+
+
+def test_it_is_left_out_where_no_cgroup_can_be_made(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "no")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    selftest.run(kernel)
+    assert "without CAP_DAC_OVERRIDE" in caplog.text
 
 
 def test_it_leaves_no_pins(tmp_path: Path) -> None:
