@@ -91,7 +91,12 @@ class Adaptor:
         watching = asyncio.create_task(self._watch(asked))
         try:
             while await self._asked_to_reload(asked, [*tasks.values(), *listening, stopping]):
-                await self._reload(tasks)
+                reloading = asyncio.create_task(self._reload(tasks))
+                await asyncio.wait((reloading, stopping), return_when=asyncio.FIRST_COMPLETED)
+                reloading.cancel()  # no effect if it is through
+                await asyncio.gather(reloading, return_exceptions=True)
+                if not reloading.cancelled():
+                    reloading.result()
         finally:
             stopping.cancel()
             watching.cancel()

@@ -172,6 +172,25 @@ async def test_sinks_whose_routes_stay_the_same_are_not_disturbed(
     assert {request.id for request in sink.taken} == ids
 
 
+async def test_a_stop_in_the_middle_of_a_reload_is_an_orderly_end(
+    broker: Mosquitto, sink: Sink, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sink.script = lambda _: Answer(hang=True)
+    process = AdaptorProcess(broker.url, one_route(sink), tmp_path, "--grace", "3")
+    async with process:
+        await until(lambda: broker.subscribed(client_id("weir", sink.url)), "subscribed")
+        await broker.publish([("plant/x", b"1")])
+        await until(lambda: sink.requests, "it hangs")
+        process.routes.write_text(one_route(sink, f"{QUICK}, type: io.example.new"))
+        process.send(signal.SIGHUP)
+        await asyncio.sleep(0.5)  # somewhere in the drain
+        assert await process.stop() == 0
+    assert "Traceback" not in capfd.readouterr().err
+    sink.script = lambda _: Answer()
+    async with reloadable(broker, one_route(sink), tmp_path):
+        await until(lambda: sink.taken, "the message is still there")
+
+
 async def test_what_a_route_no_longer_takes_is_not_asked_for_any_more(
     broker: Mosquitto, sink: Sink, tmp_path: Path
 ) -> None:
