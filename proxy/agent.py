@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from weir.proxy import sockets
+from weir.proxy import contract, sockets
 from weir.proxy.borrow import Borrower
 from weir.proxy.kernel import Kernel
 from weir.proxy.pod import PodSpec
@@ -29,6 +29,7 @@ log = logging.getLogger("weir.agent")
 TICK_SECONDS = 1.0
 OPEN_TICKS = 4
 """Of a pod that is open only its kind of listeners may have changed: the pods take turns."""
+CERTIFICATE_TICKS = round(contract.CERTIFICATE_SECONDS)
 SWEEP_TICKS = 30
 """Between two looks for what pods that have ended left pinned."""
 DRAIN_TICK_SECONDS = 0.1
@@ -91,6 +92,8 @@ class Agent:
                 self._kernel.sweep()
             for borrower in self._borrowers:
                 borrower.beat(now)
+                if number % CERTIFICATE_TICKS == 0:
+                    borrower.renew()
             self._workers.look()
             for turn, pod in enumerate(self._pods, number):
                 if pod.offer is None or turn % OPEN_TICKS == 0:

@@ -89,6 +89,16 @@ class Borrower:
             self._alone = 0
             self._events.put_nowait(Event.GIVE_UP)
 
+    def renew(self) -> None:
+        """To be called every minute: the container may have another certificate."""
+        pod, tenancy = self._pod, self._tenancy
+        if tenancy is None or pod.certificate is None:
+            return
+        pair = tenancy.renewed()
+        if pair is not None:
+            pod.certificate = pair
+            self._workers.tell(pod, {"op": "certificate", "pair": pair})
+
     async def stop(self, patience: float) -> None:
         """Give the pod back; one that drains may end that, for so many seconds."""
         self._stopped.set()
@@ -169,6 +179,8 @@ class Borrower:
             contract.ADMIN_PORT: "admin",
             contract.AUTOSCALER_PORT: "autoscaler",
         }
+        if self._hold.certificate is not None:
+            roles[settings.tls_port] = "tls"
         metrics = _metrics_address(settings)
         if metrics is not None:
             roles[metrics[1]] = "metrics"

@@ -6,6 +6,7 @@ and which pods are better left to their sidecar. Ringing is `proxy.lease`.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -13,13 +14,14 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
-from weir.proxy import lease, listeners
-from weir.proxy.environment import CERTIFICATES, EnvironmentFault, SidecarSettings, read_environment
+from weir.proxy import certificates, control, lease, listeners
+from weir.proxy.certificates import Pair
+from weir.proxy.environment import EnvironmentFault, SidecarSettings, read_environment
 from weir.proxy.lease import NoHold
 from weir.proxy.pod import PodSpec
 
-MAX_ENVIRONMENT = 48 * 1024
-"""Bytes: it goes to a worker in one message."""
+MAX_ENVIRONMENT = control.MAX_MESSAGE - 2 * certificates.MAX_BYTES - 4096
+"""Bytes as JSON: it goes to a worker in one message, with a certificate and a little more."""
 _RIGHTS = "(CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH?)"
 
 
@@ -35,6 +37,9 @@ class Hold:
     environment: dict[str, str]
     settings: SidecarSettings
     age: float
+    pid: int
+    certificate: Pair | None
+    """For the TLS port, which is open if there was one at hold's start."""
 
     @property
     def netns(self) -> Path:
@@ -46,6 +51,14 @@ class Hold:
             return (str(ip_address(self.settings.pod_ip)),)
         except ValueError:
             return ()
+
+    def renewed(self) -> Pair | None:
+        """Another certificate than that, if there is one by now."""
+        try:
+            found = certificates.of_container(self.pid)
+        except (OSError, ValueError):
+            return None
+        return found if found != self.certificate and lease.alive(self.process) else None
 
     def close(self) -> None:
         os.close(self.process)
@@ -93,16 +106,21 @@ def _readable(pid: int) -> bool:
 def _read(pid: int, process: int) -> Hold:
     folder = Path(f"/proc/{pid}")
     raw = (folder / "environ").read_bytes()
-    if len(raw) > MAX_ENVIRONMENT:
-        raise NoHold(f"its environment has {len(raw)} bytes, over {MAX_ENVIRONMENT}")
     environment = dict(text.split("=", 1) for text in os.fsdecode(raw).split("\0") if "=" in text)
+    size = len(json.dumps(environment))
+    if size > MAX_ENVIRONMENT:
+        raise NoHold(f"its environment has {size} bytes, over {MAX_ENVIRONMENT}")
     try:
         settings = read_environment(environment)
     except EnvironmentFault as error:
         raise NoHold(f"its environment: {error}") from None
-    reason = _better_with_the_sidecar(settings, folder)
+    reason = _better_with_the_sidecar(settings)
     if reason:
         raise NoHold(f"left to the sidecar: {reason}")
+    try:
+        certificate = certificates.of_container(pid)
+    except ValueError as error:
+        raise NoHold(f"left to the sidecar: {error}") from None
     age = time.clock_gettime(time.CLOCK_BOOTTIME) - _started(folder)
     namespace = os.open(folder / "ns/net", os.O_RDONLY | os.O_CLOEXEC)
     if os.fstat(namespace).st_ino == os.stat("/proc/self/ns/net").st_ino:  # noqa: PTH116
@@ -111,10 +129,10 @@ def _read(pid: int, process: int) -> Hold:
     if not lease.alive(process):  # so what was read may be another's
         os.close(namespace)
         raise NoHold("hold ended just now")
-    return Hold(process, namespace, environment, settings, max(age, 0.0))
+    return Hold(process, namespace, environment, settings, max(age, 0.0), pid, certificate)
 
 
-def _better_with_the_sidecar(settings: SidecarSettings, folder: Path) -> str:
+def _better_with_the_sidecar(settings: SidecarSettings) -> str:
     """What a worker can't do for a pod: write into its log, read its files, speak for it."""
     asked = settings.observability
     if asked.request_log.enabled and asked.request_log.template:
@@ -127,9 +145,8 @@ def _better_with_the_sidecar(settings: SidecarSettings, folder: Path) -> str:
         return "profiling is asked for"
     if asked.prometheus.tls_cert or asked.prometheus.tls_key:
         return "metrics by TLS, whose key only the container can read"
-    certificate = folder / "root" / CERTIFICATES.lstrip("/") / "tls.crt"
-    if os.path.lexists(certificate):
-        return "system-internal TLS, whose key only the container can read"
+    if asked.prometheus.tls_cert or asked.prometheus.tls_client_ca_file:
+        return "metrics are asked for with TLS, from files of the image"
     return ""
 
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from weir.proxy import netns
+from weir.proxy.certificates import Pair
 from weir.proxy.direct import Offer
 from weir.proxy.holds import Hold
 from weir.proxy.kernel import AttachedPod, Kernel, KernelUnavailable, PodTarget, Steering
@@ -48,6 +49,7 @@ class ServedPod:
         self.lease = "looking for hold" if spec.borrowed else ""
         """What keeps a borrowed pod from being served by this agent; empty while it is."""
         self.environment: dict[str, str] | None = None
+        self.certificate: Pair | None = None
         self.age = 0.0
         self.relayed: dict[str, dict[str, float]] = {}
         """By tenancy, the one that accepts last."""
@@ -86,6 +88,7 @@ class ServedPod:
             data_port=hold.settings.data_port,
         )
         self.environment = hold.environment
+        self.certificate = hold.certificate
         self.age = hold.age
 
     def attach(self) -> None:
@@ -95,6 +98,8 @@ class ServedPod:
         if spec.netns is None or spec.cgroup is None:
             without = "its cgroup is not given" if spec.borrowed else _PLAIN
             self.no_kernel = self._unable or without
+        elif self.certificate is not None:
+            self.no_kernel = "system-internal TLS is on: nothing but the relay can decrypt"
         elif self._kernel is not None:
             self._attach(self._kernel, spec.netns)
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
+from weir.proxy.certificates import Pair
 from weir.proxy.control import Message
 from weir.proxy.holds import Hold
 from weir.proxy.served import ServedPod
@@ -55,7 +56,15 @@ class Tenancy:
             message["settings"] = asdict(pod.spec.settings)
         else:  # the contract's own form of all settings, which is known to be readable
             message |= {"environment": pod.environment, "age": pod.age}
+            message["certificate"] = pod.certificate
         return message, [sock for listeners in pod.listeners.values() for sock in listeners]
+
+    def renewed(self) -> Pair | None:
+        """Another certificate than the one before, once."""
+        found = self._hold.renewed() if self._hold is not None else None
+        if found is not None and self._hold is not None:
+            self._hold = replace(self._hold, certificate=found)
+        return found
 
     def over(self) -> None:
         """Its worker ended, or said so. Idempotent."""

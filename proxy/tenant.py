@@ -15,15 +15,18 @@ import socket
 import time
 from collections import deque
 from dataclasses import asdict
+from pathlib import Path
 
 from weir.proxy import contract
+from weir.proxy.certificates import Pair, in_memory, rewrite
 from weir.proxy.control import Channel
-from weir.proxy.environment import SidecarSettings
+from weir.proxy.environment import SidecarSettings, TlsSettings
 from weir.proxy.observe.observability import observers_for
 from weir.proxy.podserver import DirectLoad, PodServer, Role
 from weir.proxy.policy.drain import Phase
 from weir.proxy.probes import Prober
 from weir.proxy.relay import Relay, RelayCounters
+from weir.proxy.tls import TlsFault, TlsPort
 
 log = logging.getLogger("weir.worker")
 
@@ -45,8 +48,10 @@ class Tenant:
         foreign: bool,
         channel: Channel,
         age: float = 0.0,
+        pair: Pair | None = None,
     ) -> None:
-        """`settings` are a sidecar's for a borrowed pod, which is `age` seconds old."""
+        """`settings` are a sidecar's for a borrowed pod, which is `age` seconds old; `pair` is for
+        its TLS port."""
         revision = settings.revision if isinstance(settings, SidecarSettings) else settings
         self.name = name
         self.borrowed = isinstance(settings, SidecarSettings)
@@ -60,6 +65,8 @@ class Tenant:
         self._waiting: deque[asyncio.Future[socket.socket]] = deque()
         periods = [probe.period for probe in revision.probes if probe.period]
         self._period = min(periods, default=PROBE_PERIOD_SECONDS)
+        self._tls: TlsPort | None = None
+        self._files: list[Path] = []
         self._prober = Prober(revision, self._dial)
         self.relay = Relay(revision, dial=self._dial, prober=self._prober, offer=lambda: self.offer)
         render = None
@@ -67,10 +74,13 @@ class Tenant:
             seen = observers_for(settings, in_line=lambda: self.relay.in_line)
             self.relay.observers += seen.observers
             render = seen.render
+            if pair is not None:
+                self._secure(settings.tls, pair)
         self._server = PodServer(
             self.relay,
             uptime_from=time.monotonic() - age,
             render=render,
+            secure=None if self._tls is None else self._tls.secure,
             phase_changed=self._phase_changed,
         )
 
@@ -78,16 +88,35 @@ class Tenant:
         """Accept on the listeners and watch the user container's readiness, until cancelled."""
         try:
             for role, listening in listeners.items():
-                try:
-                    await self._server.serve(role, listening)
-                except OSError as error:  # fenced already: the lease is over, and we'll be told
-                    log.warning("pod %s: %s port: %s", self.name, role.value, error.strerror)
+                for listener in listening:
+                    await self._accept(role, listener)
             while True:
                 await self._watch()
         finally:
             self._server.close()
+            if self._tls is not None:
+                self._tls.close()
+            for file in self._files:
+                os.close(int(file.name))
             for spare in self._stock:
                 spare.close()
+
+    async def _accept(self, role: Role, listener: socket.socket) -> None:
+        if role is Role.TLS and self._tls is None:  # said already
+            listener.close()
+            return
+        try:
+            await self._server.serve(role, [listener])
+        except OSError as error:  # fenced already: the lease is over, and we'll be told
+            log.warning("pod %s: %s port: %s", self.name, role.value, error.strerror)
+            listener.close()
+
+    def renew(self, certificate: str, key: str) -> None:
+        """Another pair for the TLS port; one that can't be used leaves the one before in place."""
+        for file, text in zip(self._files, (certificate, key), strict=False):
+            rewrite(file, text)
+        if self._tls is not None:
+            self._tls.reload()
 
     async def terminate(self) -> None:
         """Drain as a queue-proxy does after SIGTERM, and say when that is over."""
@@ -154,6 +183,14 @@ class Tenant:
             self._reported = pulse
             counters = numbers(self.relay.counters())
             self._channel.send({"op": "report", "pod": self.name, "counters": counters})
+
+    def _secure(self, settings: TlsSettings, pair: Pair) -> None:
+        self._files = [in_memory(text) for text in pair]
+        certificate, key = map(str, self._files)
+        try:
+            self._tls = TlsPort(settings, files=(certificate, key))
+        except TlsFault as error:
+            log.error("pod %s: no TLS is served: %s", self.name, error)  # noqa: TRY400
 
     def _phase_changed(self, phase: Phase) -> None:
         draining = phase is not Phase.SERVING

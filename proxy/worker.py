@@ -88,6 +88,8 @@ class Worker:
             tenant.offer = message["value"]
         elif message["op"] == "direct":
             tenant.direct(message["load"])
+        elif message["op"] == "certificate":
+            tenant.renew(*message["pair"])
         elif message["op"] == "terminate":
             self._begin(tenant.terminate())
         elif message["op"] == "release":
@@ -104,7 +106,8 @@ class Worker:
         else:
             settings = settings_from(message["settings"])
         age = message.get("age", 0.0)
-        tenant = Tenant(name, settings, message["foreign"], self._channel, age)
+        pair = message.get("certificate")
+        tenant = Tenant(name, settings, message["foreign"], self._channel, age, pair)
         tenant.offer = message["offer"]
         listeners: dict[Role, list[socket.socket]] = {}
         for role, sock in zip(message["roles"], sockets, strict=True):

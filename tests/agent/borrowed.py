@@ -99,7 +99,13 @@ class HeldPod:
     @property
     def described(self) -> dict[str, Any]:
         cgroup = str(self.pod.cgroup)
-        return {"name": self.pod.name, "holdCgroup": cgroup, "cgroup": cgroup}
+        addresses = list(self.pod.addresses)
+        return {
+            "name": self.pod.name,
+            "holdCgroup": cgroup,
+            "cgroup": cgroup,
+            "addresses": addresses,
+        }
 
     @property
     def by_sidecar(self) -> bool:

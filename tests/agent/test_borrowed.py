@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import os
 import signal
+import ssl
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.agent.borrowed import DATA_PORT, Agent, Clients, HeldPod, closing, re
 from tests.contract.reports import decode_stat
 from tests.hold.rig import HOLD
 from tests.pods import DIRECT_PORT, needs_kernel, until
+from tests.relay.certificates import make_pair
 
 pytestmark = [
     needs_kernel,
@@ -323,6 +325,41 @@ def test_metrics_on_a_port_that_hold_knows_nothing_of_and_a_limit_that_needs_the
         assert agent.stop() == 0
         assert pod.get() == (200, b"hello")
         until(lambda: pod.get("/metrics", 9095)[0] == 200, "the sidecar has opened it, too")
+
+
+WITH_CERTIFICATE = """
+mount -t tmpfs none /var/lib && mkdir -p /var/lib/knative/certs/..data && cd /var/lib/knative/certs
+cp "$0"/* ..data && ln -s ..data/tls.crt ..data/tls.key . && cd / && exec "$@"
+"""
+
+
+def shown(pod: HeldPod) -> str:
+    """The certificate of the TLS port."""
+    return ssl.get_server_certificate((pod.pod.address, 8112), timeout=30)
+
+
+def test_the_tls_port_shows_the_containers_certificate_and_the_pod_is_relayed_only(
+    tmp_path: Path,
+) -> None:
+    first, second = make_pair(tmp_path / "first"), make_pair(tmp_path / "second")
+    command = ("unshare", "--mount", "/bin/sh", "-c", WITH_CERTIFICATE, str(first.folder))
+    with HeldPod(*command) as pod, closing(agent := Agent(tmp_path / "agent", pod)):
+        until(lambda: agent.workers, "the worker")
+        pod.start_hold()
+        agent.until_held()
+        assert shown(pod) == first.certificate.read_text()
+        unverified = ssl.create_default_context()
+        unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
+        client = http.client.HTTPSConnection(pod.pod.address, 8112, context=unverified)
+        client.request("GET", "/")
+        assert client.getresponse().read() == b"hello"
+        client.close()
+        until(lambda: agent.pod()["ready"], "ready")
+        assert "TLS" in agent.pod()["direct"]["reason"]
+        data = Path(f"/proc/{pod.hold.pid}/root/var/lib/knative/certs/..data")
+        for file in (second.certificate, second.key):
+            (data / file.name).write_bytes(file.read_bytes())
+        until(lambda: shown(pod) == second.certificate.read_text(), "the new one is shown", 90.0)
 
 
 @pytest.mark.parametrize(
