@@ -69,7 +69,7 @@ def test_a_link_through_proc_is_not_followed(container: Container) -> None:
     subprocess.run(["mount", "--bind", "/proc", str(container.root / "proc")], check=True)
     try:
         for name in ("tls.crt", "tls.key"):
-            (container.folder / name).symlink_to("/proc/1/root/etc/hostname")
+            (container.folder / name).symlink_to("/proc/self/root/etc/hostname")
         with pytest.raises(OSError, match="symbolic links"):
             container.pair()
     finally:
@@ -86,5 +86,5 @@ def test_what_is_no_file_or_too_big_is_refused_and_not_waited_for(container: Con
     with pytest.raises(ValueError, match=r"tls\.crt"):
         container.pair()
     (container.folder / "tls.crt").write_bytes(b"\xff")
-    with pytest.raises(ValueError):  # noqa: PT011  a UnicodeDecodeError is one
+    with pytest.raises(ValueError, match="decode"):
         container.pair()
