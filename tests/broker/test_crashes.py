@@ -23,6 +23,8 @@ from tests.broker.harness import (
     Request,
     Sink,
     adaptor,
+    every_broker,
+    every_window,
     one_route,
     properties,
     routes,
@@ -37,7 +39,7 @@ def distinct(sink: Sink) -> set[bytes]:
     return set(sink.bodies)
 
 
-@both
+@every_window
 async def test_a_sink_killed_in_the_middle_of_its_answers_gets_everything(
     broker: Mosquitto, sink: Sink, tmp_path: Path, version: str
 ) -> None:
@@ -99,6 +101,7 @@ async def test_a_broker_killed_in_the_middle_of_a_window_loses_nothing_that_it_h
         await until(lambda: b"after" in sink.bodies, "and it goes on")
 
 
+@every_broker
 @both
 async def test_two_adaptors_with_one_client_id_fight_and_lose_nothing(
     broker: Mosquitto, sink: Sink, tmp_path: Path, version: str
@@ -172,6 +175,7 @@ def shared(sink: Sink) -> str:
     return routes(f"name: all, filter: '$share/weir/plant/#', sink: '{sink.url}', {QUICK}")
 
 
+@every_broker
 @both
 async def test_two_replicas_share_the_messages_and_none_is_delivered_twice(
     broker: Mosquitto, sink: Sink, tmp_path: Path, version: str
@@ -191,7 +195,7 @@ async def test_two_replicas_share_the_messages_and_none_is_delivered_twice(
     assert max(Counter(sink.bodies).values()) == 1
 
 
-@both
+@every_window
 async def test_a_replica_that_is_killed_gets_its_share_when_it_is_back_and_nothing_is_lost(
     broker: Mosquitto, sink: Sink, tmp_path: Path, version: str
 ) -> None:

@@ -22,6 +22,8 @@ from tests.broker.harness import (
     Request,
     Sink,
     adaptor,
+    every_broker,
+    every_window,
     free_port,
     one_route,
     properties,
@@ -43,6 +45,7 @@ def distinct(requests: list[Request]) -> set[bytes]:
     return {request.body for request in requests}
 
 
+@every_broker
 @both
 async def test_the_crash_test(broker: Mosquitto, sink: Sink, tmp_path: Path, version: str) -> None:
     """12 messages, a window of 5, killed before any acknowledgement: all 12 come after resuming."""
@@ -64,11 +67,12 @@ async def test_the_crash_test(broker: Mosquitto, sink: Sink, tmp_path: Path, ver
         sink.script = lambda _: Answer()
         await process.start()
         await until(lambda: len(distinct(sink.taken)) == 12, "12 of 12 after resuming")
-        await until(lambda: len(broker.pubacks(client)) == 12, "each is acknowledged once")
+        # mochi repeats some of them once more, and gets them acknowledged once more
+        await until(lambda: len(set(broker.pubacks(client))) == 12, "each is acknowledged")
         assert await process.stop() == 0
 
 
-@both
+@every_window
 async def test_killed_in_the_middle_of_a_window_loses_nothing(
     broker: Mosquitto, sink: Sink, tmp_path: Path, version: str
 ) -> None:
@@ -124,7 +128,7 @@ async def test_a_broker_restart_loses_nothing_and_delivers_nothing_twice(
     assert max(Counter(sink.bodies).values()) == 1
 
 
-@both
+@every_window
 async def test_no_more_than_the_window_is_unacknowledged_whatever_the_broker_sends(
     broker: Mosquitto, sink: Sink, tmp_path: Path, version: str
 ) -> None:
@@ -147,6 +151,7 @@ async def test_no_more_than_the_window_is_unacknowledged_whatever_the_broker_sen
     assert 1 <= most <= 3 + 1
 
 
+@every_broker
 @both
 async def test_wildcards_match_as_the_broker_matches(
     broker: Mosquitto, sink: Sink, tmp_path: Path, version: str
@@ -164,6 +169,7 @@ async def test_wildcards_match_as_the_broker_matches(
     assert sorted(sink.bodies) == sorted([*(t.encode() for t in topics[:6]), b"last"])
 
 
+@every_broker
 async def test_overlapping_routes_get_one_event_each_with_ids_of_their_own(
     broker: Mosquitto, sink: Sink, tmp_path: Path
 ) -> None:
@@ -197,6 +203,7 @@ async def test_retained_messages_come_with_a_new_subscription_and_not_with_a_rec
     assert retained.headers["ce-mqttretain"] == "true"
 
 
+@every_broker
 @both
 async def test_a_qos_2_publish_is_delivered_once_it_arrives_at_qos_1(
     broker: Mosquitto, sink: Sink, tmp_path: Path, version: str
