@@ -19,7 +19,8 @@ from weir.proxy.wire import answers
 from weir.proxy.wire.body import chunk, last_chunk
 from weir.proxy.wire.connection import Connection, TransportError
 from weir.proxy.wire.flow import BACKLOG, OTHER_SIDE
-from weir.proxy.wire.head import RequestHead, ResponseHead
+from weir.proxy.wire.head import RequestHead
+from weir.proxy.wire.response import ResponseHead
 from weir.proxy.wire.server import BACKLOG_BYTES, ServerConnection
 from weir.proxy.wire.upstream import Upstream
 

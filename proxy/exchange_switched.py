@@ -20,7 +20,8 @@ from weir.proxy.wire.h2 import frames
 from weir.proxy.wire.h2.hpack import Field, encode
 from weir.proxy.wire.h2.sending import Sender, Stream
 from weir.proxy.wire.h2.server import ClientStream
-from weir.proxy.wire.head import RequestHead, ResponseHead
+from weir.proxy.wire.head import RequestHead
+from weir.proxy.wire.response import ResponseHead
 from weir.proxy.wire.upstream import Upstream
 
 _HELD_BYTES = 256 << 10

@@ -15,8 +15,8 @@ from weir.proxy import contract
 from weir.proxy.contract import HttpGet, Probe
 from weir.proxy.wire.connection import Connection, TransportError
 from weir.proxy.wire.dial import Dial, connect_once
-from weir.proxy.wire.head import ResponseHead
 from weir.proxy.wire.protocol import as_protocol
+from weir.proxy.wire.response import ResponseHead
 
 if TYPE_CHECKING:
     import ssl

@@ -10,7 +10,7 @@ import re
 from typing import Protocol
 
 from weir.proxy import contract
-from weir.proxy.wire.head import Malformed, check_fields
+from weir.proxy.wire.fields import Malformed, check_fields
 
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
 _MAX_SIZE_LINE = 4096

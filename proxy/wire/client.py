@@ -20,9 +20,9 @@ from weir.proxy import contract
 from weir.proxy.policy.deadlines import Deadlines, Timeouts
 from weir.proxy.wire.connection import Connection, TransportError
 from weir.proxy.wire.dial import Dial, DialError, connect_once, dial_here
-from weir.proxy.wire.head import ResponseHead, ResponseHeads
 from weir.proxy.wire.pool import IdlePool
 from weir.proxy.wire.protocol import as_protocol
+from weir.proxy.wire.response import ResponseHead, ResponseHeads
 from weir.proxy.wire.watch import Watch
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ from typing import Any, Protocol, cast
 
 from weir.proxy import contract
 from weir.proxy.wire.body import BodyReader, reader
+from weir.proxy.wire.fields import HEAD_END, Malformed
 from weir.proxy.wire.flow import Flow
-from weir.proxy.wire.head import HEAD_END, Malformed, ResponseHead, ResponseHeads
+from weir.proxy.wire.response import ResponseHead, ResponseHeads
 
 
 class TransportError(Exception):

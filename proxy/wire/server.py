@@ -15,8 +15,9 @@ from weir.proxy import contract
 from weir.proxy.wire import answers
 from weir.proxy.wire.body import BodyReader, reader
 from weir.proxy.wire.connection import plain_address
+from weir.proxy.wire.fields import HEAD_END, Malformed
 from weir.proxy.wire.flow import BACKLOG, OTHER_SIDE, Flow
-from weir.proxy.wire.head import HEAD_END, Malformed, RequestHead, check_start
+from weir.proxy.wire.head import RequestHead, check_start
 from weir.proxy.wire.protocol import Handler, as_protocol
 
 BACKLOG_BYTES = 64 << 10

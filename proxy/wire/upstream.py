@@ -10,9 +10,9 @@ from typing import Protocol
 from weir.proxy import contract
 from weir.proxy.wire.connection import Connection
 from weir.proxy.wire.dial import Dial, connect_patiently
-from weir.proxy.wire.head import ResponseHeads
 from weir.proxy.wire.pool import IdlePool
 from weir.proxy.wire.protocol import as_protocol
+from weir.proxy.wire.response import ResponseHeads
 
 
 class Caller(Protocol):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weir.proxy.wire.body import ChunkedBody, LengthBody, chunk, last_chunk, reader
-from weir.proxy.wire.head import Malformed
+from weir.proxy.wire.fields import Malformed
 
 
 def split(data: bytes, cuts: list[int]) -> list[bytes]:
