@@ -19,6 +19,7 @@ from weir.proxy import gojson
 from weir.proxy.contract import DATA_PORT_H2C, METRICS_PORT, RevisionSettings
 from weir.proxy.gojson import FieldError, Fields
 from weir.proxy.probe_settings import parse_probes
+from weir.proxy.tls_settings import TlsSettings, tls_settings
 
 CERTIFICATES = "/var/lib/knative/certs"
 """Where the secret of system-internal TLS is mounted (contract section 2.8)."""
@@ -31,36 +32,6 @@ _INTEGER = re.compile(
     r"|0[oO]?(?P<oct>(?:_?[0-7])+)|(?P<dec>0|[1-9](?:_?[0-9])*))"
 )
 _BASES = {"hex": 16, "bin": 2, "oct": 8, "dec": 10}
-
-TLS_VERSIONS = ("1.2", "1.3")
-TLS12_SUITES = {
-    "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256": "ECDHE-ECDSA-AES128-GCM-SHA256",
-    "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256": "ECDHE-RSA-AES128-GCM-SHA256",
-    "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384": "ECDHE-ECDSA-AES256-GCM-SHA384",
-    "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384": "ECDHE-RSA-AES256-GCM-SHA384",
-    "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256": "ECDHE-ECDSA-CHACHA20-POLY1305",
-    "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256": "ECDHE-RSA-CHACHA20-POLY1305",
-    "TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA": "ECDHE-ECDSA-AES128-SHA",
-    "TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA": "ECDHE-RSA-AES128-SHA",
-    "TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA": "ECDHE-ECDSA-AES256-SHA",
-    "TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA": "ECDHE-RSA-AES256-SHA",
-}
-"""TLS 1.2 suites by the names of IANA and Go, with OpenSSL's: those Go counts as secure."""
-TLS13_SUITES = frozenset(
-    {"TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"}
-)
-"""May be listed, changes nothing: these are always on, in Go as in OpenSSL."""
-TLS_CURVES = {
-    "X25519": "X25519",
-    "X25519MLKEM768": "X25519MLKEM768",
-    "CurveP256": "P-256",
-    "P-256": "P-256",
-    "CurveP384": "P-384",
-    "P-384": "P-384",
-    "CurveP521": "P-521",
-    "P-521": "P-521",
-}
-"""Key exchange groups by the names that may be given, with OpenSSL's."""
 
 _LOGGED = {
     "requestMethod": '"{{.Request.Method}}"',
@@ -131,18 +102,6 @@ class RequestLog(NamedTuple):
     enabled: bool = False
     template: str = ""
     probes: bool = False
-
-
-class TlsSettings(NamedTuple):
-    """How the TLS port negotiates. Versions are "1.2" or "1.3", `max_version` may be empty.
-
-    Suites and curves have OpenSSL's names, in order of preference; none given is OpenSSL's choice.
-    """
-
-    min_version: str = "1.3"
-    max_version: str = ""
-    cipher_suites: tuple[str, ...] = ()
-    curves: tuple[str, ...] = ()
 
 
 class PrometheusServer(NamedTuple):
@@ -287,7 +246,7 @@ def read_environment(env: Mapping[str, str]) -> SidecarSettings:
         multi_container_probes=several,
         logging=logging,
         observability=Observability(**observability, **common),
-        tls=_tls(read, "QUEUE_PROXY"),
+        tls=read.tls("QUEUE_PROXY"),
         system_namespace=read.text("SYSTEM_NAMESPACE"),
         host_ip=read.text("HOST_IP"),
         root_ca=read.text("ROOT_CA"),
@@ -365,6 +324,12 @@ class _Reader:
                 raise EnvironmentFault(f"{name}: {item!r} is unknown; allowed: {', '.join(known)}")
         return tuple(dict.fromkeys(known[item] for item in chosen))
 
+    def tls(self, prefix: str) -> TlsSettings:
+        try:
+            return tls_settings(self.text, self.choices, prefix)
+        except ValueError as error:
+            raise EnvironmentFault(str(error)) from None
+
 
 def _observability_before_v1_19(read: _Reader) -> dict[str, Any]:
     """The separate variables; no backend given is no metrics, as in those releases."""
@@ -426,31 +391,6 @@ def _observability(text: str) -> dict[str, Any]:
 
 def _prometheus_server(read: _Reader) -> PrometheusServer:
     names = ("HOST", "PORT", "TLS_CERT", "TLS_KEY", "TLS_CLIENT_AUTH", "TLS_CLIENT_CA_FILE")
-    host, port, cert, key, auth, roots = (
-        read.text(f"METRICS_PROMETHEUS_{name}") for name in names
-    )
-    tls = _tls(read, "METRICS_PROMETHEUS")
+    host, port, cert, key, auth, roots = (read.text(f"METRICS_PROMETHEUS_{name}") for name in names)
+    tls = read.tls("METRICS_PROMETHEUS")
     return PrometheusServer(host, port, cert, key, auth, roots, tls)
-
-
-def _tls(read: _Reader, prefix: str) -> TlsSettings:
-    versions = {}
-    for name, default in (("MIN", "1.3"), ("MAX", "")):
-        variable = f"{prefix}_TLS_{name}_VERSION"
-        value = read.text(variable) or default
-        if value and value not in TLS_VERSIONS:
-            raise EnvironmentFault(f"{variable}: {value!r} is unknown; allowed: 1.2, 1.3")
-        versions[name] = value
-    if versions["MAX"] and versions["MAX"] < versions["MIN"]:
-        raise EnvironmentFault(
-            f"{prefix}_TLS_MAX_VERSION: {versions['MAX']!r} is below"
-            f" {prefix}_TLS_MIN_VERSION, which is {versions['MIN']!r}"
-        )
-    known = TLS12_SUITES | dict.fromkeys(sorted(TLS13_SUITES), "")
-    suites = read.choices(f"{prefix}_TLS_CIPHER_SUITES", known)
-    return TlsSettings(
-        min_version=versions["MIN"],
-        max_version=versions["MAX"],
-        cipher_suites=tuple(filter(None, suites)),
-        curves=read.choices(f"{prefix}_TLS_CURVE_PREFERENCES", TLS_CURVES),
-    )

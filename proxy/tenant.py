@@ -20,13 +20,14 @@ from pathlib import Path
 from weir.proxy import contract
 from weir.proxy.certificates import Pair, in_memory, rewrite
 from weir.proxy.control import Channel
-from weir.proxy.environment import SidecarSettings, TlsSettings
+from weir.proxy.environment import SidecarSettings
 from weir.proxy.observe.observability import observers_for
 from weir.proxy.podserver import DirectLoad, PodServer, Role
 from weir.proxy.policy.drain import Phase
 from weir.proxy.probes import Prober
 from weir.proxy.relay import Relay, RelayCounters
 from weir.proxy.tls import TlsFault, TlsPort
+from weir.proxy.tls_settings import TlsSettings
 
 log = logging.getLogger("weir.worker")
 

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from weir.proxy import contract
-from weir.proxy.environment import CERTIFICATES, TlsSettings
+from weir.proxy.environment import CERTIFICATES
+from weir.proxy.tls_settings import TlsSettings
 from weir.proxy.wire.secure import SecureServer
 
 _log = logging.getLogger(__name__)

@@ -17,9 +17,9 @@ from tests.relay.certificates import Pair, make_pair, needs_openssl
 from tests.relay.rig import Client as RigClient
 from tests.relay.rig import Closed, Peer, Request, Rig, get, ok, post
 from weir.proxy import contract
-from weir.proxy.environment import TLS12_SUITES, TlsSettings
 from weir.proxy.exchange import Exchange
 from weir.proxy.tls import TlsFault, TlsPort
+from weir.proxy.tls_settings import TLS12_SUITES, TlsSettings
 
 pytestmark = needs_openssl
 PATIENCE = 20.0

@@ -14,10 +14,10 @@ from weir.proxy.environment import (
     PrometheusServer,
     RequestLog,
     RequestMetrics,
-    TlsSettings,
     Tracing,
     read_environment,
 )
+from weir.proxy.tls_settings import TlsSettings
 
 REQUIRED = {
     "CONTAINER_CONCURRENCY": "0",
