@@ -105,6 +105,19 @@ class Lane:
             self._feed(self.flows, store, self.journal)
         self.session = self._new_session(Session311 if config.protocol == "3.1.1" else Session5)
 
+    def goes_on(self, routes: tuple[Route, ...]) -> bool:
+        """Whether it can serve these as it is; if all that has changed is the sink's pods, they are
+        changed in it."""
+        if routes == self.routes:
+            return True
+        listed = self.client.listed
+        pods = routes[0].access.pods if routes else ()
+        if listed is None or not pods or _without_pods(routes) != _without_pods(self.routes):
+            return False
+        listed.change(pods)
+        self.routes = routes
+        return True
+
     def _flow(self, route: Route, number: int, caller: Caller, keeper: QuarantineWriter) -> Flow:
         config, address = self._config, self._broker.address
         mapper = Mapper(route, address, config.knative.extensions)
@@ -276,3 +289,7 @@ def subscription_numbers(routes: Sequence[Route]) -> dict[str, int]:
             number = number % HIGHEST_NUMBER + 1
         numbers[text] = number
     return numbers
+
+
+def _without_pods(routes: tuple[Route, ...]) -> list[Route]:
+    return [replace(route, access=replace(route.access, pods=())) for route in routes]

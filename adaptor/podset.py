@@ -64,7 +64,7 @@ class PodSet:
     def __init__(self, url: FunctionClient, resolver: Resolver, limit: int) -> None:
         """`url`: the client of the sink's URL, closed with the set; `limit`: connections per
         pod and path."""
-        self._url, self._resolver, self._limit = url, resolver, limit
+        self._url, self._limit = url, limit
         self._balance: Balance[FunctionClient] = Balance(self._client)
         self._leaving: dict[asyncio.Task[None], Member[FunctionClient]] = {}
         self._direct_before = self._relayed_before = 0

@@ -154,7 +154,7 @@ class Adaptor:
             self._config, self.stale = old, str(error)
             log.error("the routes go on as they were: %s", error)
             return
-        kept = [lane for lane in self.lanes if routes_of(self._config, *lane.key) == lane.routes]
+        kept = [lane for lane in self.lanes if lane.goes_on(routes_of(self._config, *lane.key))]
         leaving = [lane for lane in self.lanes if lane not in kept]
         await asyncio.gather(*(lane.stop(old.stop_within) for lane in leaving))
         for lane in leaving:

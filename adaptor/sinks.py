@@ -85,8 +85,9 @@ class SinkClient:
         """`ca_certs`: PEM of CAs that are trusted besides. `audience`: whose tokens the sink wants.
         `resolver`: who knows its pods; default: the routes file, if it does. Raises RoutesError."""
         bare = not target.tls and access.token is None and audience is None
-        if resolver is None and access.pods:
-            resolver = Listed(access.pods)
+        self.listed = Listed(access.pods) if resolver is None and access.pods else None
+        """The pods of the routes file, which may be changed."""
+        resolver = resolver or self.listed
         url = FunctionClient(
             target.host,
             target.port,

@@ -21,7 +21,6 @@ from tests.broker.harness import Mosquitto, Running, Sink, adaptor, routes, unti
 from tests.pods import USER_PORT, Pod, needs_kernel
 from tests.pods import until as soon
 from weir.adaptor.operations import metrics
-from weir.adaptor.podset import Listed
 from weir.proxy.policy.balance import Revision
 
 pytestmark = needs_kernel
@@ -80,9 +79,8 @@ class Cluster:
 
     def list(self, *functions: Function) -> None:
         """These are the pods now, as a resolver would tell."""
-        http: Any = self.running.adaptor.lanes[0].client.http
-        listed: Any = http._resolver
-        assert isinstance(listed, Listed)
+        listed = self.running.adaptor.lanes[0].client.listed
+        assert listed is not None
         listed.change([Revision("", tuple(each.address for each in functions))])
 
     async def publish(self, count: int) -> None:

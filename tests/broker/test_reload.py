@@ -276,3 +276,27 @@ async def test_without_a_file_there_is_nothing_to_read_again(
     await until(lambda: running.adaptor.stale is not None, "it says so")
     assert "no file" in str(running.adaptor.stale)
     await running.stop()
+
+
+async def test_pods_of_a_sink_change_without_a_new_session(
+    broker: Mosquitto, sink: Sink, other: Sink, tmp_path: Path
+) -> None:
+    def text(*pods: Sink) -> str:
+        listed = ", ".join(f"'127.0.0.1:{pod.port}'" for pod in pods)
+        where = f"{{uri: 'http://127.0.0.1:9/', pods: [{listed}]}}"
+        return routes(f"name: all, filter: plant/#, sink: {where}, {QUICK}")
+
+    def events(pod: Sink) -> list[bytes]:
+        return [each for each in pod.bodies if each]  # beside the question for its direct port
+
+    async with reloadable(broker, text(sink), tmp_path) as running:
+        await broker.publish([("plant/x", b"one")])
+        await until(lambda: events(sink) == [b"one"], "the first pod has it")
+        await reloaded(running, tmp_path, text(other))
+        assert running.adaptor.stale is None
+        await broker.publish([("plant/x", b"two")])
+        await until(lambda: events(other) == [b"two"], "the second pod has it")
+        await reloaded(running, tmp_path, text(sink, other))
+        await broker.publish([("plant/x", b"%d" % n) for n in range(20)])
+        await until(lambda: len(events(sink)) == len(events(other)) == 11, "both have their part")
+        assert broker.connections(client_id("weir", "http://127.0.0.1:9/")) == 1
