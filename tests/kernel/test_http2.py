@@ -267,16 +267,24 @@ def test_the_integral_of_streams_is_that_of_their_times(direct: Direct) -> None:
 
 
 def test_streams_that_open_faster_than_the_budget_are_no_longer_followed(direct: Direct) -> None:
-    exchange = opened(direct)
     burst = b"".join(get(stream) + reset(stream) for stream in range(1, 200_001, 2))
-    sender = threading.Thread(target=exchange.client.sendall, args=(burst,))
-    sender.start()
-    assert exchange.server.recv_exactly(len(burst)) == burst
-    sender.join()
-    until(lambda: direct.since("over_budget") == 1)
-    counts = direct.counts()
-    assert (counts.in_flight, counts.started - counts.aborted) == (1, 1)
-    exchange.close()
+
+    def over_budget() -> bool:
+        """A machine that is busy may be slower than the budget: then the burst comes again."""
+        exchange = opened(direct)
+        sender = threading.Thread(target=exchange.client.sendall, args=(burst,))
+        sender.start()
+        assert exchange.server.recv_exactly(len(burst)) == burst
+        sender.join()
+        if not direct.since("over_budget"):
+            direct.end()
+            return False
+        counts = direct.counts()
+        assert (counts.in_flight, counts.started - counts.aborted) == (1, 1)
+        exchange.close()
+        return True
+
+    until(over_budget, seconds=60)
     until(lambda: direct.counts().in_flight == 0)
 
 

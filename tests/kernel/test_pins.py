@@ -27,7 +27,7 @@ from tests.kernel.test_lifecycle import (
     refused,
 )
 from tests.kernel.test_storm import SERVER
-from tests.pods import DIRECT_PORT, Pod, needs_kernel, until
+from tests.pods import DIRECT_PORT, Pod, needs_kernel, until, why_no_bcc
 from weir.bpf import OBJECT
 from weir.bpf.btf import Btf
 from weir.proxy import pins
@@ -295,6 +295,27 @@ def test_another_layout_leaves_a_pod_its_old_programs(
     kept.detach()
     assert attached_to(pod) == set()
     new.close()
+    assert list(root.iterdir()) == []
+
+
+def test_each_loader_adopts_its_own_and_leaves_the_others_pods_their_programs(
+    root: Path, pod: Pod
+) -> None:
+    reason = why_no_bcc()  # compiles: not while tests are collected
+    if reason is not None:
+        pytest.skip(reason)
+    first = Kernel.load(root=root, loader="bcc")
+    first.attach(pod.target()).open_direct()
+    first.close()
+    other = Kernel.load(root=root)
+    assert other.attach(pod.target()).earlier
+    other.close()
+    again = Kernel.load(root=root, loader="bcc")
+    adopted = again.attach(pod.target())
+    assert adopted.opened
+    assert not adopted.earlier
+    adopted.detach()
+    again.close()
     assert list(root.iterdir()) == []
 
 
