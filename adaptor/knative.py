@@ -16,11 +16,13 @@ from weir.adaptor.events import REQUIRED, is_attribute_name
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """`ca_certs`: PEM text. `extensions`: set on every event, whatever it said before."""
+    """`ca_certs`: PEM text. `extensions`: set on every event, whatever it said before. `audience`:
+    whose tokens the sink wants, so that it must not be called past its URL."""
 
     sink: str | None = None
     extensions: Mapping[str, str] = field(default_factory=dict)
     ca_certs: str | None = None
+    audience: str | None = None
 
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ) -> Environment:
@@ -29,6 +31,7 @@ class Environment:
             environ.get("K_SINK") or None,
             _overrides(environ.get("K_CE_OVERRIDES", "")),
             environ.get("K_CA_CERTS") or None,
+            environ.get("K_AUDIENCE") or None,
         )
 
 

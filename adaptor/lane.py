@@ -83,8 +83,11 @@ class Lane:
         self._publishing: asyncio.Task[None] | None = None
         self._letterboxes: dict[str, tuple[DeadLetters, sinks.SinkClient]] = {}
         target = sinks.Target.parse(self.url)
+        knative = config.knative
         self.client = sinks.SinkClient(
-            sink, target, routes[0].access, ca_certs=config.knative.ca_certs
+            *(sink, target, routes[0].access),
+            ca_certs=knative.ca_certs,
+            audience=knative.audience if sink == knative.sink else None,
         )
         direct = self.client.http if routes[0].access.token is None else self.client
         self.flows = tuple(
