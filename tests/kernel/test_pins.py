@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import socket
@@ -26,10 +27,12 @@ from tests.kernel.test_lifecycle import (
     number_of,
     refused,
 )
+from tests.kernel.test_mptcp import IPPROTO_MPTCP, tc_programs, why_no_mptcp
 from tests.kernel.test_storm import SERVER
 from tests.pods import DIRECT_PORT, Pod, needs_kernel, until, why_no_bcc
 from weir.bpf import OBJECT
 from weir.bpf.btf import Btf
+from weir.bpf.libbpf import library
 from weir.proxy import pins
 from weir.proxy.kernel import Kernel
 
@@ -317,6 +320,35 @@ def test_each_loader_adopts_its_own_and_leaves_the_others_pods_their_programs(
     adopted.detach()
     again.close()
     assert list(root.iterdir()) == []
+
+
+@pytest.mark.skipif(why_no_mptcp() is not None, reason=str(why_no_mptcp()))
+@pytest.mark.parametrize("tcx", [True, False], ids=["tcx", "clsact"])
+def test_the_tc_variant_of_a_killed_agent_is_adopted_and_there_is_one(
+    root: Path, pod: Pod, monkeypatch: pytest.MonkeyPatch, tcx: bool
+) -> None:
+    first = Kernel.load(root=root)
+    attached = first.attach(pod.target())
+    attached.open_direct()
+    if not tcx:  # as on a kernel before 6.6; all other links are there already
+        monkeypatch.setattr(library(), "bpf_link_create", lambda *_: -errno.EINVAL)
+    app = pod.backend()
+    listener = app.listen(protocol=IPPROTO_MPTCP)
+    assert attached.steering() == "tc"
+    first.close()
+    assert tc_programs(pod) == 1
+    second = Kernel.load(root=root)
+    adopted = second.attach(pod.target())
+    adopted.adopt_listeners()
+    assert adopted.steering() == "tc"
+    assert tc_programs(pod) == 1
+    exchange = Exchange(socket.create_connection((pod.address, DIRECT_PORT), 10), listener.accept())
+    exchange.ask(GET)
+    exchange.answer(OK)
+    until(lambda: adopted.counters().finished == 1)
+    adopted.detach()
+    assert tc_programs(pod) == 0
+    second.close()
 
 
 def test_maps_that_are_not_all_there_are_made_anew(root: Path, pod: Pod) -> None:
