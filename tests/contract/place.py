@@ -14,6 +14,7 @@ import socket
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -54,7 +55,15 @@ class Place:
         return self.run(lambda: subprocess.Popen(command, **popen))
 
     def listen(self, port: int, address: str = "127.0.0.1") -> socket.socket:
-        return netns.listen(f"/proc/self/fd/{self._fd}", address, port)
+        """Also on a port that was just closed: a process that is being started has it till exec."""
+        end = time.monotonic() + 5
+        while True:
+            try:
+                return netns.listen(f"/proc/self/fd/{self._fd}", address, port)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or time.monotonic() > end:
+                    raise
+                time.sleep(0.01)
 
     def socket(self) -> socket.socket:
         return netns.tcp_sockets(f"/proc/self/fd/{self._fd}", 1)[0]
