@@ -33,6 +33,20 @@ def test_a_readiness_path_makes_an_http_probe(tmp_path: Path) -> None:
     assert probe.http.path == "/healthz"
 
 
+def test_a_pod_with_a_hold_says_where_that_is_and_nothing_else(tmp_path: Path) -> None:
+    by_pid, by_cgroup = load_pods(
+        write(
+            tmp_path,
+            {"name": "a", "hold": 7, "addresses": ["10.0.0.2"]},
+            {"name": "b", "holdCgroup": "/sys/fs/cgroup/b", "cgroup": "/sys/fs/cgroup/b"},
+        )
+    )
+    assert (by_pid.borrowed, by_pid.hold, by_pid.addresses) == (True, 7, ("10.0.0.2",))
+    assert by_cgroup.hold_cgroup == by_cgroup.cgroup == Path("/sys/fs/cgroup/b")
+    assert by_cgroup.borrowed
+    assert not load_pods(write(tmp_path, {"name": "c", "userPort": 1}))[0].borrowed
+
+
 @pytest.mark.parametrize(
     ("pods", "words"),
     [
@@ -47,6 +61,10 @@ def test_a_readiness_path_makes_an_http_probe(tmp_path: Path) -> None:
         ([{"name": "a", "userPort": 1, "netns": "/x"}], ["netns and cgroup go together"]),
         ([{"name": "a", "userPort": 1, "containerConcurrency": -1}], ["containerConcurrency"]),
         ([{"name": "a", "userPort": 1}, {"name": "a", "userPort": 2}], ["two pods", "'a'"]),
+        ([{"name": "a", "hold": 1, "userPort": 2}], ["unknown field 'userPort'", "with a hold"]),
+        ([{"name": "a", "hold": 1, "holdCgroup": "/x"}], ["hold", "one of them"]),
+        ([{"name": "a", "hold": -1}], ["hold", "a pid"]),
+        ([{"name": "a", "hold": "1"}], ["hold", "expected int"]),
     ],
 )
 def test_a_wrong_pod_is_named_with_its_file_and_field(
