@@ -116,19 +116,26 @@ class Connection(asyncio.Protocol):
         self._heard = self._loop.time()
         if self._stopped:
             return  # unacknowledged, so it comes again
-        if self._rest:
-            self._rest += data
-            if len(self._rest) < self._wanted:
+        rest, start = self._rest, 0
+        if rest:  # only what its packet lacks is added to it, the others are read where they are
+            start = self._wanted - len(rest) if self._wanted else len(data)
+            rest += memoryview(data)[:start]
+            if len(rest) < self._wanted:
                 return
-            data = bytes(self._rest)
-            self._rest.clear()
-        self._consume(data)
+            whole = bytes(rest)
+            rest.clear()
+            self._consume(whole)
+            if rest:
+                rest += memoryview(data)[start:]
+            if rest or start >= len(data) or self.lost.done():
+                return
+        self._consume(data, start)
 
-    def _consume(self, data: bytes) -> None:
+    def _consume(self, data: bytes, start: int = 0) -> None:
         try:
-            end = self._read(data)
+            end = self._read(data, start)
             if end < len(data):
-                self._rest += data[end:]
+                self._rest += memoryview(data)[end:]
                 self._wanted = packet_size(self._rest)
         except (KeyboardInterrupt, SystemExit):
             raise
@@ -144,9 +151,9 @@ class Connection(asyncio.Protocol):
         else:
             self._end(f"sent what is not MQTT 5: {error}")
 
-    def _read(self, data: bytes) -> int:
+    def _read(self, data: bytes, start: int) -> int:
         """Dispatch every whole packet; returns where the first incomplete one begins."""
-        view, start, end = memoryview(data), 0, len(data)
+        view, end = memoryview(data), len(data)
         read, publish, arrived = mqtt5.read, mqtt5.PublishPacket, self._arrived
         line, (most, most_bytes) = self._session._line, self._session.room()
         while start < end and self._reading:

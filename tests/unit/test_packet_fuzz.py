@@ -174,6 +174,7 @@ def test_how_a_stream_is_cut_changes_nothing(said: list[bytes], sizes: list[int]
         b"\x00\x00",
     ],
 )
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the codec's panic
 def test_a_publish_that_breaks_the_rules_is_not_acknowledged(packet: bytes) -> None:
     def script() -> None:
         rig = Rig()
@@ -208,5 +209,43 @@ def test_no_more_is_taken_than_the_window_and_what_was_read_with_it() -> None:
                 ).write()
             )
         assert rig.wire.paused and len(rig.messages) == 5
+
+    run(script)
+
+
+@given(st.lists(st.integers(0, 400), min_size=1, max_size=40), pieces)
+def test_messages_come_in_order_also_when_reading_stops_and_goes_on(
+    lengths: list[int], sizes: list[int]
+) -> None:
+    def script() -> None:
+        rig = Rig(settle=False)
+        rig.connection.data_received(CONNACK)
+        rig.session.connected = True
+        tickets: list[Ticket] = []
+
+        def receive(message: mqtt5.PublishPacket, ticket: Ticket | None) -> None:
+            assert ticket is not None
+            rig.messages.append(message)
+            tickets.append(ticket)
+
+        rig.session._receive = receive
+        written = [
+            mqtt5.PublishPacket(
+                "t", b"x" * length, qos=mqtt5.QoS.AT_LEAST_ONCE, packet_id=number
+            ).write()
+            for number, length in enumerate(lengths, 1)
+        ]
+        data, at, turn = b"".join(written), 0, 0
+        while at < len(data) or tickets:
+            if at < len(data) and not rig.wire.paused:
+                size = sizes[turn % len(sizes)] if sizes else len(data)
+                rig.connection.data_received(data[at : at + size])
+                at, turn = at + size, turn + 1
+                continue
+            assert len(tickets) <= 5
+            rig.session.settle(tickets.pop(0))
+            rig.session._flush()
+        assert [len(message.payload) for message in rig.messages] == lengths
+        assert [message.packet_id for message in rig.messages] == list(range(1, len(lengths) + 1))
 
     run(script)
