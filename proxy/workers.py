@@ -26,11 +26,11 @@ log = logging.getLogger("weir.agent")
 
 STOP_SECONDS = 30.0
 RESTART_SECONDS = 0.2
-VACATE_SECONDS = 3.0
+VACATE_SECONDS = 5.0
 """In which a worker closes a pod's listeners; one that does not is killed, which closes them."""
-MISSED_LOOKS = 5
-"""So many looks without a word end a worker. Looks and not seconds: a supervisor that was stopped
-itself must not blame its workers."""
+MISSED_LOOKS = 10
+"""So many looks without a word end a worker, which a node that is merely busy must not cause. Looks
+and not seconds: a supervisor that was stopped itself must not blame its workers."""
 # a number of its own, above the ranges that distributions and systemd hand out
 WORKER_UID = 64830
 WORKER_MEMORY = 1 << 30
