@@ -62,22 +62,24 @@ static __always_inline __u32 latency_bucket(__u64 ns)
 	return bucket & (LATENCY_BUCKETS - 1);
 }
 
-/* The connection has one more request to answer. */
-static __always_inline void one_more(struct connection *c, __u64 now)
+/* The connection has one more request to answer; how many there were before. */
+static __always_inline __u32 one_more(struct connection *c, __u64 now)
 {
+	__u32 before = __sync_fetch_and_add(&c->outstanding, 1);
 	struct meter *meter;
 
-	if (__sync_fetch_and_add(&c->outstanding, 1))
-		return; /* waits behind another one, or the connection has ended */
+	if (before)
+		return before; /* waits behind another one, or the connection has ended */
 	c->since = now;
 	meter = meter_of(c);
 	if (!meter)
-		return;
+		return 0;
 	bpf_spin_lock(&meter->lock);
 	meter->in_flight++;
 	meter->wsum -= now;
 	meter->started++;
 	bpf_spin_unlock(&meter->lock);
+	return 0;
 }
 
 static __always_inline void parse_no_more(struct connection *c, const int reason)
@@ -101,21 +103,27 @@ static __always_inline void give_up(struct connection *c, __u64 now, const int r
 
 static __always_inline void request_begins(struct connection *c, __u64 now, int is_head)
 {
+	/* the line comes from another CPU: written first, it is fetched once and not twice */
+	__u32 before = one_more(c, now);
 	__u64 bit = 1ULL << (c->asked & (HEAD_QUEUE - 1));
 
 	/* pipelined deeper than the bits reach: fine as long as no HEAD is among them */
-	if (c->outstanding >= HEAD_QUEUE && (is_head || c->heads)) {
-		give_up(c, now, GIVE_UP_OVER_BUDGET);
+	if (before >= HEAD_QUEUE && (is_head || c->heads)) {
+		parse_no_more(c, GIVE_UP_OVER_BUDGET);
 		return;
 	}
 	c->heads = is_head ? c->heads | bit : c->heads & ~bit;
 	c->asked++;
-	one_more(c, now);
+}
+
+static __always_inline int awaits(__u32 outstanding)
+{
+	return outstanding && !(outstanding & ENDED);
 }
 
 static __always_inline int awaits_answer(const struct connection *c)
 {
-	return c->outstanding && !(c->outstanding & ENDED);
+	return awaits(c->outstanding);
 }
 
 static __always_inline int answers_head(const struct connection *c)

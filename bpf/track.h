@@ -263,7 +263,9 @@ static __always_inline void send(struct __sk_buff *skb, struct bpf_sock *sk, str
 		s->left -= seg->length - known; /* also over bytes that were not shown */
 		return;
 	}
-	if (s->state >= UNTIL_CLOSE || (c->mode == HTTP1 && !awaits_answer(c)))
+	/* what is read here is mostly written in the end: see request_begins() */
+	if (s->state >= UNTIL_CLOSE ||
+	    (c->mode == HTTP1 && !awaits(__sync_fetch_and_add(&c->outstanding, 0))))
 		return;
 	s->now = bpf_ktime_get_ns();
 	if (known < 0) {
