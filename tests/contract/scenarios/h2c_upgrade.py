@@ -10,6 +10,7 @@ from tests.contract.scenario import scenario
 from tests.contract.scenarios.http2 import ask, note, tell
 from tests.contract.user import ok
 from tests.contract.world import USER, Caller, World
+from tests.relay.h2rig import PREFACE, settings
 from tests.relay.rig import Peer, Request, get, post
 
 FIELDS = (
@@ -29,6 +30,9 @@ async def switched(world: World, asked: bytes) -> tuple[Side | None, Stream | No
         return None, None, client
     side = Side(client.reader, client.writer, client=True)
     side.connection.initiate_upgrade_connection()
+    # without the size of its table: upstream, that may end up in the middle of a header block
+    side.connection.data_to_send()
+    client.writer.write(PREFACE + settings())
     stream = side.streams[1] = Stream(side, 1)
     world.keep(asyncio.create_task(side.pump()))
     await side.flush()
