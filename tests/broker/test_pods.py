@@ -103,20 +103,25 @@ class Cluster:
 
 @contextlib.asynccontextmanager
 async def cluster(
-    broker: Mosquitto, url: Sink, folder: Path, pods: int, listed: int
+    broker: Mosquitto, url: Sink, folder: Path, pods: int, listed: int, **more: Any
 ) -> AsyncIterator[Cluster]:
+    """`more`: of the pods' description for the agent."""
     with contextlib.ExitStack() as stack:
         made = [stack.enter_context(Pod()) for _ in range(pods)]
-        agent = stack.enter_context(agent_for(folder, *(described(pod) for pod in made)))
+        agent = stack.enter_context(agent_for(folder, *(described(pod, **more) for pod in made)))
         functions = [Function(pod, folder) for pod in made]
         for number in range(pods):
-            await asyncio.to_thread(agent.until_offered, number)
+            if more:
+                await until(lambda: agent.pod(number)["ready"], "ready")  # noqa: B023
+            else:
+                await asyncio.to_thread(agent.until_offered, number)
         found = Cluster(functions, url, broker)
         addresses = ", ".join(each.address for each in functions[:listed])
         sink = f"{{uri: '{url.url}', pods: [{addresses}]}}"
         text = routes(f"name: all, filter: plant/#, sink: {sink}, {DELIVERY}")
         async with adaptor(broker.url, text, folder) as found.running:
-            await found.until_direct(*functions[:listed])
+            if not more:
+                await found.until_direct(*functions[:listed])
             yield found
 
 
@@ -185,3 +190,20 @@ async def test_pods_that_come_and_leave_under_load_cost_no_event_and_no_duplicat
         (up,) = (line for line in text.splitlines() if 'state="up"' in line)
         assert up.startswith("weir_adaptor_sink_pods{") and up.endswith("} 1")
         assert all_.sink()["direct_requests"] > 0
+
+
+async def test_pods_that_are_not_eligible_share_the_events_by_their_data_ports(
+    broker: Mosquitto, sink: Sink, tmp_path: Path
+) -> None:
+    async with cluster(broker, sink, tmp_path, 2, 2, containerConcurrency=4) as all_:
+        await all_.publish(400)
+        arrived = await all_.everything()
+        assert max(arrived.values()) == 1
+        assert min(len(each.bodies) for each in all_.functions) > 50
+        assert {pod["path"] for pod in all_.sink()["pods"]} == {"relayed"}
+        assert not sink.taken
+        victim = all_.functions[0]
+        victim.kill()  # its data port answers 502 now
+        await all_.publish(100)
+        await all_.everything()
+        assert all_.pod(victim)["state"] != "up"
