@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import get_args
 
@@ -255,6 +256,9 @@ def show_status(args: argparse.Namespace) -> int:
             f"    unacknowledged {window['used']} of {window['of']}, "
             f"the oldest for {sink['oldest_unacknowledged']:.1f} s"
         )
+        pods = Counter(f"{pod['state']}, {pod['path']}" for pod in sink["pods"])
+        if pods:
+            print("    pods: " + "; ".join(f"{count} {how}" for how, count in pods.items()))
         for pattern, why in sink["refused_subscriptions"].items():
             print(f"    no subscription to {pattern}: {why}")
         for route in status["routes"]:

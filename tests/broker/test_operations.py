@@ -253,6 +253,27 @@ async def test_the_status_says_in_words_what_is_wrong(
         server.close()
 
 
+async def test_the_status_and_the_metrics_count_a_sink_s_pods(
+    broker: Mosquitto, sink: Sink, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    socket = tmp_path / "status.sock"
+    pods = f"['127.0.0.1:{sink.port}', '127.0.0.1:9']"
+    where = f"{{uri: '{sink.url}', pods: {pods}}}"
+    text = routes(f"name: all, filter: plant/#, sink: {where}, {QUICK}")
+    async with adaptor(broker.url, text, tmp_path) as running:
+        server = await serve_status(socket, running.adaptor.snapshot)
+        await broker.publish(READINGS)
+        await until(lambda: running.route("all")["delivered"] == 10, "the pod that lives has them")
+        assert await asyncio.to_thread(weir, "adaptor", "status", str(socket)) == 0
+        out = "(ejected|probing)"  # by how long ago it failed
+        words = capsys.readouterr().out
+        assert re.search(f"pods: 1 up, relayed; 1 {out}, relayed", words), words
+        said = metrics(running.adaptor).decode()
+        assert 'state="up"} 1\n' in said
+        assert re.search(f'state="{out}"}} 1\n', said)
+        server.close()
+
+
 def test_what_is_missing_on_the_command_line_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
