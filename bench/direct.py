@@ -1,22 +1,26 @@
 """The direct path against no proxy: the same nginx in the same pod, user port and direct port.
 
 Both go through the same veth pair. What is added is steering (once per connection) and counting
-(twice per request): CPU of the whole machine per request, because it is spent in softirq. Without
-a proxy nothing at all is attached to the pod; `steered` is the direct path without its counting.
-Other work of the machine disturbs a single run by far more than what is measured: many short
-rounds in turn, and the median of the ratios within each. nginx and wrk have a CPU each, as the
-scheduler's choice of one or two of them makes more of a difference than anything else. What the
-counting programs themselves take is measured by the kernel, in runs of their own; that figure
-includes the two looks at the clock that it takes, some 35 ns per program.
+(twice per request), in softirq on behalf of client or server: so it is in their CPU per request,
+and on a quiet machine in that of the whole machine, too. Without a proxy nothing at all is attached
+to the pod; `steered` is the direct path without its counting. Other work of the machine disturbs a
+single run by far more than what is measured: many short rounds in turn, and the median of what
+differs within each. nginx and wrk have a CPU each, as the scheduler's choice of one or two of them
+makes more of a difference than anything else. What the counting programs themselves take is
+measured by the kernel, in runs of their own; that figure includes the two looks at the clock that
+it takes, some 35 ns per program.
 """
 
 import contextlib
 import os
+import resource
 import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bench import load
@@ -36,6 +40,14 @@ COUNTING = ("follow_in", "follow_out", "socket_event")
 STATISTICS = Path("/proc/sys/kernel/bpf_stats_enabled")
 
 
+@dataclass(frozen=True)
+class Run:
+    """`us`: CPU of client and server per request, in which the kernel's work for both is done."""
+
+    load: load.Load
+    us: float
+
+
 def measure(seconds: float, rounds: int = 9) -> dict[str, float]:
     """Medians over `rounds`, each of which takes every variant once, for `seconds`.
 
@@ -45,51 +57,52 @@ def measure(seconds: float, rounds: int = 9) -> dict[str, float]:
     found: dict[str, float] = {}
     with _pod() as (address, target, kernel):
         for connections, fields in (*((c, ()) for c in CONNECTIONS), (16, (CLOSE,))):
-            results: dict[str, list[load.Load]] = {variant: [] for variant in VARIANTS}
+            what = f"{'close' if fields else 'keep'} c{connections}"
+            drive = partial(_drive, address, connections, fields)
+            results: dict[str, list[Run]] = {variant: [] for variant in VARIANTS}
             for number in range(rounds):
                 for variant in VARIANTS if number % 2 == 0 else reversed(VARIANTS):
-                    results[variant].append(
-                        _run(
-                            kernel,
-                            target,
-                            variant,
-                            lambda port, c=connections, f=fields: load.wrk(  # type: ignore[misc]
-                                f"http://{address}:{port}/", c, seconds, None, f
-                            ),
-                        )
-                    )
-            for variant, loads in results.items():
-                pairs = list(zip(loads, results["no proxy"], strict=True))
-                row = f"{'close' if fields else 'keep'} c{connections} {variant}"
-                found |= {
-                    f"{row} | requests/s": _median(x.requests_per_second for x in loads),
-                    f"{row} | / no proxy": _median(
-                        x.requests_per_second / base.requests_per_second for x, base in pairs
-                    ),
-                    f"{row} | us/request": _median(x.machine_us for x in loads),
-                    f"{row} | added us": _median(
-                        x.machine_us - base.machine_us for x, base in pairs
-                    ),
-                    f"{row} | p50 us": _median(x.p50_us for x in loads),
-                }
-            what = f"{'close' if fields else 'keep'} c{connections}"
+                    results[variant].append(_run(kernel, target, variant, drive, seconds))
+            for variant, runs in results.items():
+                found |= _row(f"{what} {variant}", runs, results["no proxy"])
             found[f"{what} in counting programs, ns/request"] = _in_programs(
-                kernel,
-                target,
-                lambda port, c=connections, f=fields: load.wrk(  # type: ignore[misc]
-                    f"http://{address}:{port}/", c, 1.0, None, f
-                ),
-                rounds,
+                kernel, target, drive, rounds
             )
     return found
 
 
-def _run(
-    kernel: Kernel, target: PodTarget, variant: str, run: Callable[[int], load.Load]
+def _row(name: str, runs: list[Run], without: list[Run]) -> dict[str, float]:
+    pairs = list(zip(runs, without, strict=True))
+    return {
+        f"{name} | requests/s": _median(x.load.requests_per_second for x in runs),
+        f"{name} | / no proxy": _median(
+            x.load.requests_per_second / base.load.requests_per_second for x, base in pairs
+        ),
+        f"{name} | us/request": _median(x.us for x in runs),
+        f"{name} | added us": _median(x.us - base.us for x, base in pairs),
+        f"{name} | added machine us": _median(
+            x.load.machine_us - base.load.machine_us for x, base in pairs
+        ),
+        f"{name} | p50 us": _median(x.load.p50_us for x in runs),
+    }
+
+
+def _drive(
+    address: str, connections: int, fields: Sequence[str], port: int, seconds: float
 ) -> load.Load:
-    """`run(port)`, with what `variant` needs attached meanwhile."""
+    return load.wrk(f"http://{address}:{port}/", connections, seconds, None, fields)
+
+
+def _run(
+    kernel: Kernel,
+    target: PodTarget,
+    variant: str,
+    drive: Callable[[int, float], load.Load],
+    seconds: float,
+) -> Run:
+    """With what `variant` needs attached meanwhile."""
     if variant == "no proxy":
-        return run(USER_PORT)
+        return _timed(target, partial(drive, USER_PORT, seconds))
     pod = kernel.attach(target)
     try:
         pod.adopt_listeners()
@@ -97,19 +110,32 @@ def _run(
         if variant == "steered":
             for program in COUNTING:
                 pod.links.pop(program).close()
-            return run(DIRECT_PORT)
-        done = run(DIRECT_PORT)
+            return _timed(target, partial(drive, DIRECT_PORT, seconds))
+        done = _timed(target, partial(drive, DIRECT_PORT, seconds))
         counters = pod.counters()
         # wrk doesn't tell of requests that it cut off at its end: one per connection it had then
-        if not 0 <= counters.started - done.requests <= counters.connections:
-            raise RuntimeError(f"{done.requests} requests, {counters.started} counted")
+        if not 0 <= counters.started - done.load.requests <= counters.connections:
+            raise RuntimeError(f"{done.load.requests} requests, {counters.started} counted")
         return done
     finally:
         pod.detach()
 
 
+def _timed(target: PodTarget, run: Callable[[], load.Load]) -> Run:
+    before = _microseconds(target)
+    done = run()
+    return Run(done, (_microseconds(target) - before) / done.requests)
+
+
+def _microseconds(target: PodTarget) -> float:
+    """CPU that nginx, alone in its cgroup, and the clients that have ended used so far."""
+    clients = resource.getrusage(resource.RUSAGE_CHILDREN)
+    server = (target.cgroup / "cpu.stat").read_text().split("usage_usec ")[1].split()[0]
+    return (clients.ru_utime + clients.ru_stime) * 1e6 + int(server)
+
+
 def _in_programs(
-    kernel: Kernel, target: PodTarget, run: Callable[[int], load.Load], rounds: int
+    kernel: Kernel, target: PodTarget, drive: Callable[[int, float], load.Load], rounds: int
 ) -> float:
     """Nanoseconds per request in the counting programs: the median of the rounds."""
     was = STATISTICS.read_text()
@@ -118,7 +144,7 @@ def _in_programs(
         rows = []
         for _ in range(rounds):
             before = _run_time(kernel)
-            requests = _run(kernel, target, "direct", run).requests
+            requests = _run(kernel, target, "direct", drive, 1.0).load.requests
             rows.append((_run_time(kernel) - before) / requests)
     finally:
         STATISTICS.write_text(was)
