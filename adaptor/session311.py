@@ -7,8 +7,9 @@ its own setting (mosquitto: 20). Should it send more than our window, we stop re
 until there is room; if that lasts longer than the keep-alive, the broker hangs up, and what
 it sends again after the reconnect is recognised.
 
-aiomqtt has no public way to the paho client it wraps, nor to how its connection ended; `_client`
-and `_disconnected` are the only private names used.
+aiomqtt has no public way to the paho client it wraps, nor to how its connection ended, and paho
+none to bound what it reads; `_client`, `_disconnected` and `_sock_recv` are the only private names
+used.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import paho.mqtt.client as paho
 from aiomqtt.exceptions import MqttConnectError
 
 from weir.adaptor.broker import BrokerError, Session, Silence, Subscription
+from weir.adaptor.connection5 import LARGEST_PACKET
 
 _QOS = (mqtt5.QoS.AT_MOST_ONCE, mqtt5.QoS.AT_LEAST_ONCE)
 
@@ -46,6 +48,7 @@ class Session311(Session):
     _paused = False
     _resumed = False
     _ended: asyncio.Event | None = None
+    _too_large: str | None = None
 
     async def _connect_and_serve(self) -> None:
         if self._clean and self.settings.expiry:
@@ -99,10 +102,24 @@ class Session311(Session):
             transport="tcp" if broker.path is None else "websockets",
             websocket_path=broker.path,
         )
+        wrapped: Any = client._client
+        wrapped._sock_recv = self._bounded(wrapped._sock_recv)
         client._client.manual_ack_set(True)
         client._client.on_message = self._on_message
         client._client.on_connect = self._watch_connect(client._client.on_connect)
         return client
+
+    def _bounded(self, receive: Callable[[int], bytes]) -> Callable[[int], bytes]:
+        """paho asks for all that a packet lacks, up to 256 MiB, and keeps what it gets."""
+        self._too_large = None
+
+        def bounded(size: int) -> bytes:
+            if size > LARGEST_PACKET:
+                self._too_large = f"a packet of {size} bytes; the limit is {LARGEST_PACKET}"
+                raise ConnectionAbortedError(self._too_large)
+            return receive(size)
+
+        return bounded
 
     def _watch_connect(self, inner: Callable[..., None] | None) -> Callable[..., None]:
         """aiomqtt's own callback, which does not look at the session present flag."""
@@ -125,6 +142,8 @@ class Session311(Session):
             code = error.rc if isinstance(error.rc, int) else getattr(error.rc, "value", 0)
             reason, advice = _REFUSALS.get(code, (str(error), "ask the broker's operator"))
             return self.refusal(reason, advice.format(where=self.broker.credentials_are))
+        if self._too_large is not None:
+            return BrokerError(f"the broker {self.broker} sent {self._too_large}")
         cause = error.__cause__ or error.__context__  # aiomqtt raises some from None
         if self._client is not None:
             return self._lost(f": {cause or error}")
