@@ -15,6 +15,7 @@ used.
 from __future__ import annotations
 
 import asyncio
+import select
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +26,9 @@ from aiomqtt.exceptions import MqttConnectError
 
 from weir.adaptor.broker import BrokerError, Session, Silence, Subscription
 from weir.adaptor.connection5 import LARGEST_PACKET
+
+LOOK_EVERY = 1.0
+"""Seconds between two looks whether the socket was reset."""
 
 _QOS = (mqtt5.QoS.AT_MOST_ONCE, mqtt5.QoS.AT_LEAST_ONCE)
 
@@ -186,7 +190,12 @@ class Session311(Session):
         lost = asyncio.create_task(_lost(client))
         closing = asyncio.create_task(self._closing.wait())
         try:
-            await asyncio.wait((lost, closing), return_when=asyncio.FIRST_COMPLETED)
+            while not (lost.done() or closing.done()):
+                await asyncio.wait(
+                    (lost, closing), timeout=LOOK_EVERY, return_when=asyncio.FIRST_COMPLETED
+                )
+                if self._client is not None and _is_reset(_socket(self._client)):
+                    raise aiomqtt.MqttError("Connection reset by peer")
             if lost.done():
                 lost.result()
         finally:
@@ -248,6 +257,17 @@ class Session311(Session):
         self._flush()
         if self._ended is not None:
             await self._ended.wait()
+
+
+def _is_reset(number: int) -> bool:
+    """A socket that we don't read, for want of room, can be reset without anyone hearing of it:
+    uvloop gives up watching it, and then paho's writes never happen. Only the keep-alive would
+    find out."""
+    if number < 0:
+        return False
+    poller = select.poll()
+    poller.register(number, 0)
+    return any(found & (select.POLLERR | select.POLLHUP) for _, found in poller.poll(0))
 
 
 async def _lost(client: aiomqtt.Client) -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
+import struct
+from dataclasses import replace
 
 import mqtt5
 import pytest
+import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -181,3 +185,38 @@ async def test_a_3_1_1_window_with_room_again_after_the_socket_is_gone_raises_no
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     server.close()
+
+
+def test_a_3_1_1_connection_that_is_reset_is_noticed_though_it_is_not_read() -> None:
+    """For want of room; and on uvloop, which then tells nobody. The keep-alive would, one day."""
+    connections: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(writer)
+        for answer in (b"\x20\x02\x01\x00", b"\x90\x03\x00\x01\x01"):  # CONNACK, SUBACK
+            await reader.read(4096)
+            writer.write(answer)
+
+    async def reset_and_wait() -> None:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        session = _session_311(server)
+        session.settings = replace(session.settings, keep_alive=3600)
+        running = asyncio.create_task(session.run())
+        async with asyncio.timeout(60):
+            while not session.connected:
+                await asyncio.sleep(0.005)
+            assert session._client is not None
+            session._paused = True
+            read = session._client.socket()
+            assert read is not None
+            asyncio.get_running_loop().remove_reader(read.fileno())
+            sock = connections[0].transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connections[0].transport.abort()
+            while len(connections) < 2:
+                await asyncio.sleep(0.005)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        server.close()
+
+    uvloop.run(reset_and_wait())
