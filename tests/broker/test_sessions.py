@@ -321,7 +321,7 @@ async def test_one_adaptor_takes_from_several_brokers_and_a_dead_one_stops_no_ot
             await running.connected()
             await second.publish([("plant/1", b"there again")])
             await until(lambda: b"there again" in sink.bodies, "and the dead one comes back")
-            assert running.route("there")["delivered"] == 2
+            await until(lambda: running.route("there")["delivered"] == 2, "counted")
         async with adaptor(
             None, text.replace("{name: here,", "{name: here, broker: second,"), tmp_path
         ) as running:
