@@ -68,6 +68,7 @@ def _parser() -> "argparse.ArgumentParser":
     _run(commands)
     adaptor.register(commands)
     _agent(commands)
+    _top(commands)
     _sidecar(commands)
     _doctor(commands)
     return parser
@@ -228,6 +229,50 @@ def _call_agent(args: "argparse.Namespace") -> int:
     finally:
         if kernel is not None:
             kernel.close()
+
+
+def _top(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    from pathlib import Path
+
+    from weir.proxy.top import SORTS
+
+    parser = commands.add_parser(
+        "top",
+        help="what the agent of this node does, pod by pod",
+        description="A live table of the agent's pods: ready, direct or the reason why not, "
+        "requests a second on both paths, in flight, latencies, aborted requests. "
+        "On a terminal, keys change the order and q quits.",
+    )
+    add = parser.add_argument
+    add(
+        "--status",
+        type=Path,
+        default=Path("/run/weir.sock"),
+        metavar="SOCKET",
+        help="what `weir agent --status` was given (default %(default)s)",
+    )
+    add("--sort", choices=tuple(SORTS), default="pod", help="largest first (default %(default)s)")
+    add("--interval", type=float, default=1.0, metavar="S", help="seconds between two looks")
+    add("--once", action="store_true", help="one table, over one interval")
+    add("--json", action="store_true", help="one JSON object a line for each interval")
+    parser.set_defaults(call=_call_top)
+
+
+def _call_top(args: "argparse.Namespace") -> int:
+    from weir.proxy.topview import NoAgent, top
+
+    if not 0 < args.interval <= 3600:
+        return fail("--interval must be more than 0 and at most 3600 seconds")
+    try:
+        return top(
+            args.status,
+            sort=args.sort,
+            interval=args.interval,
+            once=args.once,
+            as_json=args.json,
+        )
+    except NoAgent as e:
+        return fail(str(e))
 
 
 def _sidecar(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
