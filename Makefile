@@ -73,18 +73,18 @@ e2e-up: e2e-deps ## start Kubernetes + Knative Serving on this machine (root, Go
 e2e-down: ## stop them; nothing stays but the build cache
 	$(BIN)/python -m tests.cluster down
 
-e2e-smoke: e2e-deps bpf ## up, image, overlay, the cluster tests, down
+e2e-smoke: e2e-deps bpf hold ## up, image, overlay, the cluster tests, down
 	$(BIN)/python -m tests.cluster up
 	{ $(BIN)/python -m tests.cluster images && WEIR_CLUSTER=1 $(BIN)/python -m pytest tests/cluster; }; \
 		status=$$?; $(BIN)/python -m tests.cluster down; exit $$status
 
-e2e-conformance: e2e-deps bpf ## up, image, overlay, upstream's runtime conformance suite; stays up
+e2e-conformance: e2e-deps bpf hold ## up, image, overlay, upstream's runtime conformance suite; stays up
 	$(BIN)/python -m tests.cluster up
 	$(BIN)/python -m tests.cluster images
 	$(BIN)/python -m tests.cluster kubectl apply -k manifests/overlays/sidecar
 	$(BIN)/python -m tests.cluster.suites runtime
 
-e2e-upstream: e2e-deps bpf ## up, image, overlay, what of upstream's end-to-end suite a sidecar has to do with; stays up
+e2e-upstream: e2e-deps bpf hold ## up, image, overlay, what of upstream's end-to-end suite a sidecar has to do with; stays up
 	$(BIN)/python -m tests.cluster up
 	$(BIN)/python -m tests.cluster images
 	$(BIN)/python -m tests.cluster kubectl apply -k manifests/overlays/sidecar

@@ -116,6 +116,14 @@ def configure(name: str, settings: dict[str, str]) -> None:
     kubectl("patch", f"configmap/{name}", "-n", "knative-serving", "--type=merge", "-p", patch)
 
 
+def enter() -> list[str]:
+    """A command's beginning with which it runs on the node, in all of its namespaces."""
+    pid = _node_pid()
+    if pid is None:
+        raise Failed("the cluster is not up")
+    return ["nsenter", f"--target={pid}", "--mount", "--pid", "--net", "--ipc", "--uts"]
+
+
 def load(archive: Path) -> None:
     """Make the image in a docker-archive known to the node."""
     result = subprocess.run(

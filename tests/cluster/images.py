@@ -10,7 +10,7 @@ from image.rootfs import Runtime
 from tests.cluster import user
 from tests.cluster.build import SERVING_COMMANDS, TEST_IMAGES, program
 from tests.cluster.node import PAUSE_IMAGE
-from tests.cluster.places import BIN, IMAGES, SIDECAR_IMAGE, USER_IMAGE, upstream_image
+from tests.cluster.places import BIN, HOLD_IMAGE, IMAGES, SIDECAR_IMAGE, USER_IMAGE, upstream_image
 
 PYTHON = "/usr/bin/python3"
 
@@ -30,9 +30,10 @@ def archives(paths: Iterable[str]) -> list[Path]:
 
 
 def own_archives() -> list[Path]:
-    """Docker-archives of Weir and of the user container, built anew."""
-    weir, user_container = IMAGES / "weir.tar", IMAGES / "user.tar"
-    weir_image.main([str(weir), "--name", SIDECAR_IMAGE, "--python", PYTHON])
+    """Docker-archives of Weir, with hold and without, and of the user container, built anew."""
+    weir, hold, user_container = (IMAGES / f"{name}.tar" for name in ("weir", "hold", "user"))
+    names = ("--name", SIDECAR_IMAGE, "--hold", str(hold), "--hold-name", HOLD_IMAGE)
+    weir_image.main([str(weir), *names, "--python", PYTHON])
     runtime = Runtime(PYTHON)
     with tempfile.TemporaryDirectory() as stage:
         files = {**archive.base_files(), **runtime.files(Path(stage))}
@@ -40,7 +41,7 @@ def own_archives() -> list[Path]:
         layers = [archive.layer(files)]
     process = archive.Process((runtime.python, "-ISB", "/user.py"))
     archive.write(user_container, USER_IMAGE, layers, process)
-    return [weir, user_container]
+    return [weir, hold, user_container]
 
 
 def _one_program(program: str, name: str) -> Path:

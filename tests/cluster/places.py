@@ -42,6 +42,8 @@ INGRESS_CLASS = "weir-test.ingress.networking.knative.dev"
 SIDECAR_IMAGE = "dev.local/weir:dev"
 """As manifests/overlays/sidecar has it. Knative leaves tags of `dev.local` as they are, and the
 kubelet never pulls an image it has, unless its tag is `latest`."""
+HOLD_IMAGE = "dev.local/weir-hold:dev"
+"""The same with weir-hold in front, for nodes with an agent."""
 USER_IMAGE = "dev.local/weir-test-user:dev"
 
 

@@ -1,0 +1,229 @@
+"""Pods of a real Knative that carry weir-hold, with and without an agent on their node."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.cluster.cluster import configure, kubectl
+from tests.cluster.nodeagent import agent_for, pod_cgroup
+from tests.cluster.places import HOLD_IMAGE, SIDECAR_IMAGE
+from tests.cluster.service import NAMESPACE, Load, Service, until
+from tests.cluster.test_service import CLASS, WITHOUT_ACTIVATOR
+from weir.proxy import contract
+from weir.proxy.listeners import pids_of
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+
+Make = Callable[..., Service]
+ONE = {**WITHOUT_ACTIVATOR, f"{CLASS}/min-scale": "1"}
+TWO = {**WITHOUT_ACTIVATOR, f"{CLASS}/min-scale": "2"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hold(knative: None, sidecar_image: str) -> Iterator[None]:
+    if sidecar_image != SIDECAR_IMAGE:
+        pytest.skip("another sidecar is asked for, and this is about weir-hold")
+    configure("config-deployment", {"queue-sidecar-image": HOLD_IMAGE})
+    yield
+    configure("config-deployment", {"queue-sidecar-image": sidecar_image})
+
+
+async def test_without_an_agent_the_sidecar_takes_over_and_serves(
+    service: Make, client: aiohttp.ClientSession
+) -> None:
+    alone = service(ONE)
+    (pod,) = alone.pods()
+    images = {one["name"]: one["image"] for one in pod["spec"]["containers"]}
+    assert images["queue-proxy"] == HOLD_IMAGE
+    assert (await alone.get(client))["version"] == "1"
+    assert not _holds(pod), "hold became the sidecar"
+
+
+async def test_an_agent_takes_the_pod_over_from_its_sidecar_and_serves_both_ways(
+    service: Make, client: aiohttp.ClientSession
+) -> None:
+    both = service(ONE)
+    (pod,) = both.pods()
+    name = pod["metadata"]["name"]
+    async with Load(both, clients=4) as load:
+        await until(lambda: load.answers["1"] > 20, "the sidecar answers")
+        with agent_for(pod) as agent:
+            await agent.until_open()
+            assert _holds(pod), "the sidecar is hold again, and lends"
+            await until(lambda: agent.status()[name]["relayed"]["requests"] > 50, "it relays")
+            before = agent.status()[name]["direct"]["finished"]
+            async with Direct(pod) as direct:
+                await until(lambda: direct.answers > 50, "the container answers directly")
+            assert direct.failures == []
+            assert agent.status()[name]["direct"]["finished"] - before == direct.answers
+            answered = load.answers["1"]
+            assert agent.stop() == 0
+            await until(lambda: load.answers["1"] > answered + 20, "the sidecar answers again")
+    assert load.failures == []
+    assert both.restarts() == {"user-container": 0, "queue-proxy": 0}
+
+
+async def test_a_container_that_starts_while_an_agent_is_there_becomes_ready_through_it(
+    service: Make, client: aiohttp.ClientSession
+) -> None:
+    again = service(ONE)
+    (pod,) = again.pods()
+    name = pod["metadata"]["name"]
+    with agent_for(pod) as agent:
+        await agent.until_held()
+        (pid,) = _holds(pod)
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: again.restarts()["queue-proxy"] == 1, "the kubelet restarts it")
+        await agent.until_open()
+        await until(again.ready_pods, "it is Ready")
+        assert _holds(pod)
+        before = agent.status()[name]["relayed"]["requests"]
+        assert (await _eventually(again, client))["pod"] == name
+        await until(
+            lambda: agent.status()[name]["relayed"]["requests"] > before, "it came through it"
+        )
+    assert again.restarts() == {"user-container": 0, "queue-proxy": 1}
+
+
+async def test_the_autoscaler_believes_what_the_agent_says_of_direct_requests(
+    service: Make,
+) -> None:
+    scaled = service({**ONE, f"{CLASS}/target": "2", f"{CLASS}/window": "6s"})
+    (pod,) = scaled.pods()
+    with agent_for(pod) as agent:
+        await agent.until_open()
+        async with Direct(pod, clients=6, path="/?seconds=0.5") as direct:
+            await until(lambda: len(scaled.ready_pods()) >= 3, "three pods share six requests")
+        assert direct.failures == []
+        await until(lambda: len(scaled.pods()) == 1, "no request, one pod")
+
+
+async def test_an_agent_that_is_killed_and_started_again_costs_no_request(
+    service: Make,
+) -> None:
+    kept = service(ONE)
+    (pod,) = kept.pods()
+    name = pod["metadata"]["name"]
+    with agent_for(pod) as agent:
+        await agent.until_open()
+        async with Load(kept, clients=4) as load, Direct(pod) as direct:
+            for _ in range(5):
+                at = load.answers["1"], direct.answers
+                await _more(load, direct, at)
+                agent.kill()
+                at = load.answers["1"], direct.answers
+                await _more(load, direct, at)  # by the sidecar, and in the kernel alone
+                agent.start()
+                await agent.until_open()
+        assert load.failures == []
+        assert direct.failures == []
+        counted = agent.status()[name]["direct"]["finished"]
+        assert counted == direct.answers, "the kernel counted on while no agent was there"
+
+
+async def test_a_pod_that_is_deleted_under_load_finishes_what_it_has_begun(
+    service: Make, client: aiohttp.ClientSession
+) -> None:
+    deleted = service(TWO)
+    await until(lambda: len(deleted.ready_pods()) == 2, "two pods are Ready")
+    first, second = deleted.pods()
+    name = first["metadata"]["name"]
+    with agent_for(first, second) as agent:
+        await agent.until_open()
+        async with Load(deleted, clients=4, path="/?seconds=0.05") as load:
+            await until(lambda: load.answers["1"] > 20, "both pods answer")
+            async with Direct(first, clients=2, path="/?seconds=8", once=True) as direct:
+                await until(
+                    lambda: agent.status()[name]["direct"]["in_flight"] == 2, "they are begun"
+                )
+                delete = ("delete", "pod", "-n", NAMESPACE, name, "--wait=false")
+                await asyncio.to_thread(kubectl, *delete)
+                await until(lambda: not agent.status()[name]["direct"]["open"], "it drains")
+                assert await _refuses(first), "nothing new comes directly"
+            assert (direct.answers, direct.failures) == (2, [])
+            await until(lambda: not pod_cgroup(first).exists(), "the pod is gone")
+            answered = load.answers["1"]
+            await until(lambda: load.answers["1"] > answered + 50, "requests go on")
+        assert load.failures == []
+        assert agent.status()[second["metadata"]["name"]]["direct"]["open"]
+
+
+class Direct:
+    """`clients` callers of a pod's direct port, each on one connection; `once`: one request each.
+
+    Pods are asked from the machine, which for the node is another one.
+    """
+
+    def __init__(
+        self, pod: dict[str, Any], clients: int = 2, path: str = "/", once: bool = False
+    ) -> None:
+        self._url = f"http://{pod['status']['podIP']}:{contract.DIRECT_PORT}{path}"
+        self._clients, self._once, self._over = clients, once, False
+        self.answers = 0
+        self.failures: list[str] = []
+
+    async def __aenter__(self) -> "Direct":
+        connector = aiohttp.TCPConnector(limit=0)
+        self._session = aiohttp.ClientSession(connector=connector)
+        self._tasks = [asyncio.create_task(self._ask()) for _ in range(self._clients)]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._over = True
+        await asyncio.gather(*self._tasks)
+        await self._session.close()
+
+    async def _ask(self) -> None:
+        while not self._over:
+            try:
+                async with self._session.get(self._url) as response:
+                    await response.read()
+                    assert response.status == 200, response.status
+                self.answers += 1
+            except (AssertionError, aiohttp.ClientError) as failure:
+                self.failures.append(repr(failure))
+                await asyncio.sleep(0.01)  # so that a closed port does not fill the list
+            if self._once:
+                return
+
+
+async def _more(load: Load, direct: Direct, at: tuple[int, int]) -> None:
+    await until(
+        lambda: load.answers["1"] > at[0] + 30 and direct.answers > at[1] + 30, "both ways answer"
+    )
+
+
+async def _eventually(service: Service, client: aiohttp.ClientSession) -> dict[str, Any]:
+    """Ready pods are known to the node's rules a moment later."""
+    async with asyncio.timeout(30):
+        while True:
+            with contextlib.suppress(AssertionError, aiohttp.ClientError):
+                return await service.get(client)
+            await asyncio.sleep(0.1)
+
+
+async def _refuses(pod: dict[str, Any]) -> bool:
+    try:
+        _, writer = await asyncio.open_connection(pod["status"]["podIP"], contract.DIRECT_PORT)
+    except ConnectionRefusedError:
+        return True
+    writer.close()
+    return False
+
+
+def _holds(pod: dict[str, Any]) -> list[int]:
+    """Processes of the pod that are weir-hold, by their numbers on this machine."""
+    return [pid for pid in pids_of(pod_cgroup(pod)) if _command(pid) == "weir-hold"]
+
+
+def _command(pid: int) -> str:
+    with contextlib.suppress(OSError):  # it has ended
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""
