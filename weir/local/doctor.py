@@ -1,7 +1,7 @@
 """`weir doctor`: what this machine can do, found out by trying, and the fix for what is missing.
 
-Owns the list of checks and their wording. Each check is a function that returns one `Finding`;
-none of them changes anything that stays.
+Owns the list of checks, and those of a local run; those of a node are in weir/local/node.py. Each
+check is a function that returns one `Finding`; none of them changes anything that stays.
 """
 
 import http.client
@@ -13,16 +13,16 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
-from weir.local import enter
+from weir.local import enter, node
 from weir.local.broker import mosquitto
+from weir.local.finding import Finding
 from weir.local.pod import LocalPod, LocalPodError
-from weir.proxy.cgroups import cgroup2_mount
 from weir.proxy.contract import DIRECT_PORT
 from weir.proxy.kernel import (
     MINIMUM_KERNEL,
@@ -34,16 +34,6 @@ from weir.proxy.kernel import (
 )
 
 USER_PORT = 8080
-
-
-@dataclass(frozen=True)
-class Finding:
-    """`ok` None: works without, only less well. `fix` is what to type or change."""
-
-    name: str
-    ok: bool | None
-    detail: str
-    fix: str = ""
 
 
 def doctor(as_json: bool) -> int:
@@ -82,25 +72,6 @@ def _kernel_version() -> Finding:
     if kernel_version() >= MINIMUM_KERNEL:
         return Finding("kernel", True, f"Linux {release}")
     return Finding("kernel", False, f"Linux {release} is too old", f"use Linux {oldest} or newer")
-
-
-def _cgroup2() -> Finding:
-    mount = cgroup2_mount()
-    if mount is None:
-        return Finding(
-            "cgroup v2", False, "not mounted",
-            "mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 none /sys/fs/cgroup/unified",
-        )  # fmt: skip
-    if os.geteuid() == 0 and not os.access(mount, os.W_OK):
-        return Finding("cgroup v2", False, f"{mount} is read-only", f"mount -o remount,rw {mount}")
-    return Finding("cgroup v2", True, f"mounted at {mount}")
-
-
-def _bpffs() -> Finding:
-    # only `weir agent` restarts need it: links of a local run live as long as the run
-    if any(line.split()[2] == "bpf" for line in Path("/proc/mounts").read_text().splitlines()):
-        return Finding("bpffs", True, "mounted")
-    return Finding("bpffs", None, "not mounted", "mount -t bpf bpf /sys/fs/bpf")
 
 
 def _jit() -> Finding:
@@ -201,11 +172,16 @@ def _try(pod: LocalPod, attached: AttachedPod) -> str:
 CHECKS: tuple[Callable[[], Finding], ...] = (
     _root,
     _kernel_version,
-    _cgroup2,
-    _bpffs,
+    node.capabilities,
+    node.libbpf,
+    node.kernel_features,
+    node.cgroup2,
+    node.bpffs,
     _jit,
     _command("ip", "iproute2", "pods of `weir run` need it", True),
     _broker,
     _load,
+    node.bcc_loader,
+    node.conflicts,
     _direct_path,
 )
