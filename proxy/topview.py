@@ -26,7 +26,7 @@ from weir.proxy.top import SORTS, Look, record, rows
 from weir.proxy.wire.status import read_status
 
 KEYS = {name[0]: name for name in SORTS if name != "restarts"} | {"s": "restarts"}
-_HELP = "sort by: " + ", ".join(f"{key} {name}" for key, name in KEYS.items()) + "; q quits"
+_HELP = "keys: " + ", ".join(f"{key} {name}" for key, name in KEYS.items()) + "; q quits"
 
 
 class NoAgent(Exception):
@@ -140,7 +140,8 @@ def _live(socket: Path, before: Look | None, sort: str, interval: float) -> int:
                     before = now = None
                     lost = str(error)
             if now is not None:
-                live.update(Group(draw(before, now, sort), Text(_HELP, style="dim")), refresh=True)
+                help_line = Text(f"by {sort}; {_HELP}", style="dim")
+                live.update(Group(draw(before, now, sort), help_line), refresh=True)
             elif lost:
                 live.update(Text(f"{lost}; looking again", style="yellow"), refresh=True)
             ready, _, _ = select.select(keys, [], [], max(0.0, wake - time.monotonic()))

@@ -72,14 +72,17 @@ def test_on_a_terminal_it_redraws_sorts_by_keys_and_gives_the_terminal_back(tmp_
             os.close(terminal)
             shown = bytearray()
 
-            def drawn(times: int) -> bool:
+            def drawn(text: str, times: int = 1) -> bool:
                 while select.select([controller], [], [], 0)[0]:
                     shown.extend(os.read(controller, 65536))
-                return shown.count(pod.name.encode()) >= times
+                return shown.count(text.encode()) >= times
 
             try:
-                until(lambda: drawn(2), "the table is drawn and drawn again")
-                os.write(controller, b"wq")
+                until(lambda: drawn(pod.name, 2), "the table is drawn and drawn again")
+                assert not drawn("by waiting")
+                os.write(controller, b"w")
+                until(lambda: drawn("by waiting"), "the key is heard")
+                os.write(controller, b"q")
                 while True:
                     try:
                         shown.extend(os.read(controller, 65536))
