@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bench import load
-from tests.command import COMPILED, weir
+from tests.command import COMPILED
 from tests.contract import world
 from tests.contract.original import queue_proxy, why_no_queue_proxy
 from tests.contract.place import Place
@@ -35,13 +35,25 @@ def command(kind: str) -> list[str]:
     if kind == WEIR:
         if not COMPILED.exists():
             raise load.Missing("the compiled sidecar, as it is in the image: make compiled")
-        return weir("sidecar", compiled=True)
+        return _as_in_the_image(COMPILED)
     if kind == INTERPRETED:
-        return weir("sidecar", compiled=False)
+        return _as_in_the_image(COMPILED.parents[1])
     reason = why_no_queue_proxy()
     if reason is not None:
         raise load.Missing(f"no queue-proxy to compare with: {reason}")
     return [str(queue_proxy())]
+
+
+def _as_in_the_image(package: Path) -> list[str]:
+    """By the Python that `make image` takes, if that has the version of this one, and as there."""
+    python = "/usr/bin/python3"
+    show = "import sys; print(*sys.version_info[:2])"
+    found = subprocess.run([python, "-c", show], check=False, capture_output=True, text=True)
+    if found.stdout.split() != [str(part) for part in sys.version_info[:2]]:
+        python = sys.executable
+    path = [str(package), sysconfig.get_path("purelib")]
+    start = f"import sys; sys.path += {path}; from weir.cli import main; sys.exit(main())"
+    return [python, "-ISB", "-c", start, "sidecar"]
 
 
 def available() -> tuple[list[str], str]:
