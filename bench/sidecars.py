@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import socket
 import subprocess
+import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
