@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import signal
 import subprocess
@@ -34,6 +35,12 @@ class Confined(HoldPod):
         outer = self.process.pid
         children = Path(f"/proc/{outer}/task/{outer}/children").read_text().split()
         return int(children[0]) if children else 0
+
+    def close(self) -> None:
+        """Process 1 by hand: since it changed its user, the end of `unshare` is not its own."""
+        if self.process is not None and self.process.poll() is None and (inner := self.inner):
+            os.kill(inner, signal.SIGKILL)
+        super().close()
 
     def inner_name(self) -> str:
         return Path(f"/proc/{self.inner}/comm").read_text().strip() if self.inner else ""
