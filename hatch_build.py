@@ -80,7 +80,6 @@ def _compile() -> None:
 
     found = {str(path) for pattern in COMPILED for path in Path().glob(pattern)}
     modules = sorted(path for path in found - INTERPRETED if not path.endswith("__init__.py"))
-    # without the assertions that mypyc would put where it knows better: as `python -O` does
     extensions = mypycify(
         ["--config-file", _OPTIONS, "--ignore-missing-imports", *modules],
         opt_level="3",

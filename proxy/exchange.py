@@ -12,6 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from weir.proxy.policy.breaker import Admission
 from weir.proxy.policy.deadlines import Deadlines, Timeouts
+from weir.proxy.wire import answers
 
 
 class Head(Protocol):
@@ -149,6 +150,11 @@ class ExchangeBase(Generic[C, H]):
     def refuse(self, parts: list[bytes]) -> None:
         """Answer the client ourselves; whatever the user container still does is cut off."""
         raise NotImplementedError
+
+    def _fail(self, failure: str, why: str) -> None:
+        """The user container gave no answer that can be passed on: 502 (contract section 3.12)."""
+        self.failure = failure
+        self.refuse(answers.error(502, why.encode() + b"\n"))
 
     def expire(self, now: float) -> None:
         """A timer may have fired (contract section 3.7)."""

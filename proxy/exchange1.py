@@ -231,10 +231,6 @@ class Http1Exchange(ExchangeBase[ServerConnection, RequestHead]):
         self._cut()
         self.client.finish(self._keep)  # last, because the client's next request starts in it
 
-    def _fail(self, failure: str, why: str) -> None:
-        self.failure = failure
-        self.refuse(answers.error(502, why.encode() + b"\n"))
-
     def response_lost(self, error: TransportError) -> None:
         """The user container went away (contract section 3.12)."""
         connection = self._connection

@@ -196,10 +196,6 @@ class StreamExchange(ExchangeBase[ClientStream, StreamHead]):
         self.client.answer(self.head, parts)
         self._leave()
 
-    def _fail(self, failure: str, why: str) -> None:
-        self.failure = failure
-        self.refuse(answers.error(502, why.encode() + b"\n"))
-
     def _broken(self, why: str) -> None:
         """The user container does not speak HTTP."""
         if self.status:

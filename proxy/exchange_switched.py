@@ -177,10 +177,6 @@ class SwitchedExchange(ExchangeBase[ClientStream, RequestHead]):
         self.client.answer(self.head, parts)
         self._leave()
 
-    def _fail(self, failure: str, why: str) -> None:
-        self.failure = failure
-        self.refuse(answers.error(502, why.encode() + b"\n"))
-
     def _cut_short(self, code: int) -> None:
         """A response that has begun can't be completed (contract section 3.12)."""
         self.failure = self.failure or contract.FAILURE_LOST
