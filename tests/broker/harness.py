@@ -303,6 +303,16 @@ def accept(_: Request) -> Answer:
     return Answer()
 
 
+def held_by(gate: asyncio.Event) -> Script:
+    """Nothing is answered before the gate is set, and then all is taken."""
+
+    async def script(_: Request) -> Answer:
+        await gate.wait()
+        return Answer()
+
+    return script
+
+
 @dataclass
 class Sink:
     """A raw HTTP/1.1 server that does what its script says. `taken`: what was answered 2xx.

@@ -25,6 +25,7 @@ from tests.broker.harness import (
     adaptor,
     every_broker,
     every_window,
+    held_by,
     one_route,
     properties,
     routes,
@@ -75,12 +76,7 @@ async def test_a_broker_killed_in_the_middle_of_a_window_loses_nothing_that_it_h
     """mosquitto saves on SIGUSR1 and at its end; SIGKILL takes it back to that state, in which
     messages are queued and in flight that the sink has seen meanwhile."""
     gate = asyncio.Event()
-
-    async def script(_: Request) -> Answer:
-        await gate.wait()
-        return Answer()
-
-    sink.script = script
+    sink.script = held_by(gate)
     many = [("plant/x", b"%d" % n) for n in range(100)]
     client = client_id("weir", sink.url)
     async with adaptor(

@@ -12,6 +12,7 @@ from tests.broker.harness import (
     Request,
     Sink,
     adaptor,
+    held_by,
     one_route,
     properties,
     routes,
@@ -93,12 +94,7 @@ async def test_nothing_is_acknowledged_while_a_slow_sink_thinks(
     broker: Mosquitto, sink: Sink, tmp_path: Path
 ) -> None:
     gate = asyncio.Event()
-
-    async def script(_: Request) -> Answer:
-        await gate.wait()
-        return Answer()
-
-    sink.script = script
+    sink.script = held_by(gate)
     client = client_id("weir", sink.url)
     async with adaptor(broker.url, one_route(sink), tmp_path) as running:
         await broker.publish(READINGS)
@@ -302,12 +298,7 @@ async def test_a_stop_delivers_and_acknowledges_what_was_received(
     broker: Mosquitto, sink: Sink, tmp_path: Path
 ) -> None:
     gate = asyncio.Event()
-
-    async def script(_: Request) -> Answer:
-        await gate.wait()
-        return Answer()
-
-    sink.script = script
+    sink.script = held_by(gate)
     client = client_id("weir", sink.url)
     async with adaptor(broker.url, one_route(sink), tmp_path) as running:
         await broker.publish(READINGS)

@@ -19,11 +19,11 @@ from tests.broker.harness import (
     AdaptorProcess,
     Answer,
     Mosquitto,
-    Request,
     Running,
     Sink,
     adaptor,
     free_port,
+    held_by,
     one_route,
     routes,
     until,
@@ -116,12 +116,7 @@ async def test_the_age_of_the_oldest_unacknowledged_message_grows_while_the_sink
     broker: Mosquitto, sink: Sink, tmp_path: Path
 ) -> None:
     gate = asyncio.Event()
-
-    async def script(_: Request) -> Answer:
-        await gate.wait()
-        return Answer()
-
-    sink.script = script
+    sink.script = held_by(gate)
     name = "weir_adaptor_oldest_unacknowledged_seconds"
     async with adaptor(broker.url, one_route(sink), tmp_path) as running:
         assert value(metrics(running.adaptor).decode(), name) == 0
@@ -158,12 +153,7 @@ async def test_an_adaptor_that_drains_is_not_ready_any_more(
     broker: Mosquitto, sink: Sink, tmp_path: Path
 ) -> None:
     gate = asyncio.Event()
-
-    async def script(_: Request) -> Answer:
-        await gate.wait()
-        return Answer()
-
-    sink.script = script
+    sink.script = held_by(gate)
     async with (
         adaptor(broker.url, one_route(sink), tmp_path) as running,
         operations(running) as port,

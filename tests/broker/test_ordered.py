@@ -19,6 +19,7 @@ from tests.broker.harness import (
     Request,
     Sink,
     adaptor,
+    held_by,
     one_route,
     until,
 )
@@ -198,12 +199,7 @@ async def test_qos_0_events_keep_their_order_and_their_bound(
     broker: Mosquitto, sink: Sink, tmp_path: Path
 ) -> None:
     gate = asyncio.Event()
-
-    async def script(_: Request) -> Answer:
-        await gate.wait()
-        return Answer()
-
-    sink.script = script
+    sink.script = held_by(gate)
     text = one_route(sink, f"{QUICK}, qos: 0, ordered: true")
     async with adaptor(broker.url, text, tmp_path) as running:
         for start in range(0, 1500, 100):  # mosquitto lets QoS 0 go when a socket is full

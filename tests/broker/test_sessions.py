@@ -25,6 +25,7 @@ from tests.broker.harness import (
     every_broker,
     every_window,
     free_port,
+    held_by,
     one_route,
     properties,
     publish,
@@ -105,12 +106,7 @@ async def test_a_broker_restart_loses_nothing_and_delivers_nothing_twice(
     broker: Mosquitto, sink: Sink, tmp_path: Path, version: str
 ) -> None:
     gate = asyncio.Event()
-
-    async def script(_: Request) -> Answer:
-        await gate.wait()
-        return Answer()
-
-    sink.script = script
+    sink.script = held_by(gate)
     text = one_route(sink)
     client = client_id("weir", sink.url)
     async with adaptor(broker.url, text, tmp_path, protocol=version) as running:
@@ -219,12 +215,7 @@ async def test_qos_0_is_delivered_and_bounded_when_the_sink_is_slow(
     broker: Mosquitto, sink: Sink, tmp_path: Path, version: str
 ) -> None:
     gate = asyncio.Event()
-
-    async def script(_: Request) -> Answer:
-        await gate.wait()
-        return Answer()
-
-    sink.script = script
+    sink.script = held_by(gate)
     flood = [("plant/x", b"%d" % n) for n in range(BEST_EFFORT + 500)]
     async with adaptor(
         broker.url, one_route(sink, f"{QUICK}, qos: 0"), tmp_path, protocol=version
@@ -414,12 +405,7 @@ async def test_a_lost_session_loses_nothing_that_was_received(
     broker: Mosquitto, sink: Sink, tmp_path: Path, version: str
 ) -> None:
     gate = asyncio.Event()
-
-    async def script(_: Request) -> Answer:
-        await gate.wait()
-        return Answer()
-
-    sink.script = script
+    sink.script = held_by(gate)
     async with adaptor(broker.url, one_route(sink), tmp_path, protocol=version) as running:
         await broker.publish(TWELVE)
         await until(lambda: len(sink.requests) == 12, "all requests are with the sink")
