@@ -6,13 +6,18 @@ Owns the bucket arithmetic. Values are recorded in seconds and kept in microseco
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import mul
 
 SUB_BITS = 4
 _SUB = 1 << SUB_BITS
 _TOP = 36 - SUB_BITS
 BUCKETS = (_TOP + 1) * _SUB
+EDGES = tuple(1 << power for power in range(6, 27))
+"""Microseconds, 64 us to 67 s: where scrapers are shown a bucket's end. Edges of ours as well, and
+of the kernel's, so nothing is split."""
 
 
 def bucket(microseconds: int) -> int:
@@ -48,6 +53,25 @@ def quantile(counts: Sequence[int], lower: Callable[[int], int], q: float) -> fl
     return 0.0
 
 
+class Fold:
+    """A histogram of many buckets as one of few, for scrapers: its buckets end at EDGES."""
+
+    def __init__(self, buckets: int, lower: Callable[[int], int]) -> None:
+        """`lower` gives the lower bound of each of so many buckets, in microseconds."""
+        starts = [lower(index) for index in range(buckets + 1)]
+        ends = [bisect_left(starts, edge) for edge in EDGES]
+        self._slices = list(zip([0, *ends], [*ends, buckets], strict=True))
+        self._middles = [(a + b) / 2e6 for a, b in zip(starts, starts[1:], strict=False)]
+
+    def of(self, counts: Sequence[int]) -> list[int]:
+        """How many there are between each edge and the one before; last, above all edges."""
+        return [sum(counts[begin:end]) for begin, end in self._slices]
+
+    def seconds(self, counts: Sequence[int]) -> float:
+        """About the sum: every value counts as the middle of its bucket. Never goes down."""
+        return sum(map(mul, counts, self._middles))
+
+
 @dataclass(frozen=True, slots=True)
 class Latencies:
     """A snapshot. `quantile` interpolates inside a bucket; seconds, 0.0 when empty."""
@@ -73,6 +97,10 @@ class Latencies:
         """What was recorded after the earlier snapshot of the same histogram."""
         old = earlier.counts or (0,) * len(self.counts)
         return Latencies(tuple(a - b for a, b in zip(self.counts, old, strict=True)))
+
+
+FOLD = Fold(BUCKETS, lower_bound)
+"""For the counts of `Latencies`."""
 
 
 class Histogram:
