@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         return _call_sidecar(None)
     import logging
 
-    parser = _parser()
+    parser = _parser(argv[0] if argv else "")
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO)
     status: int = args.call(args)
@@ -51,11 +51,12 @@ def _end_in_order() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
-def _parser() -> "argparse.ArgumentParser":
+def _parser(command: str) -> "argparse.ArgumentParser":
+    """Of `command` alone if that keeps the adaptor's modules out of a process that runs for long,
+    and with privileges."""
     import argparse
 
     import weir
-    from weir.adaptor import commands as adaptor
 
     parser = argparse.ArgumentParser(
         prog="weir",
@@ -65,6 +66,11 @@ def _parser() -> "argparse.ArgumentParser":
     )
     parser.add_argument("--version", action="version", version=f"weir {weir.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    if command == "agent":
+        _agent(commands)
+        return parser
+    from weir.adaptor import commands as adaptor
+
     _run(commands)
     adaptor.register(commands)
     _agent(commands)
