@@ -14,7 +14,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tests.contract.world import ENVIRONMENT
 from tests.hold.rig import HOLD, ROOT, WEIR
@@ -45,6 +45,9 @@ http.server.ThreadingHTTPServer(("127.0.0.1", %d), Handler).serve_forever()
 class HeldPod:
     """`with` it: a network namespace, a cgroup, hold in it, and a user container that answers."""
 
+    program = APP % USER_PORT
+    """Of the user container, in Python; it may read a line that lets slow requests go."""
+
     def __init__(self, *prefix: str, **environment: str) -> None:
         """`prefix` is a command that runs hold, such as setpriv; it is to be started then, and
         there is no sidecar: Python may not be readable for just any user."""
@@ -60,7 +63,7 @@ class HeldPod:
         try:
             self._output = self._undo.enter_context(tempfile.TemporaryFile())
             self.app = self.pod.run(
-                [sys.executable, "-c", APP % USER_PORT],
+                [sys.executable, "-c", self.program],
                 stdin=subprocess.PIPE,
                 stderr=self._output,
                 text=True,
@@ -81,7 +84,7 @@ class HeldPod:
 
     def start_hold(self) -> None:
         self.hold = self.pod.run(
-            [*self._prefix, str(HOLD), *(_NO_SIDECAR if self._prefix else WEIR)],
+            self._command(),
             env={
                 **ENVIRONMENT,
                 "SERVING_POD": self.pod.name,
@@ -95,6 +98,9 @@ class HeldPod:
             stderr=self._output,
         )
         until(lambda: self.pod.listening(DATA_PORT), "hold listens")
+
+    def _command(self) -> list[str]:
+        return [*self._prefix, str(HOLD), *(_NO_SIDECAR if self._prefix else WEIR)]
 
     @property
     def described(self) -> dict[str, Any]:
@@ -235,8 +241,11 @@ class Clients:
         for thread in self._threads:
             thread.join()
 
+    def _connection(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection(self._address, self._port, timeout=30)
+
     def _run(self, keep: bool) -> None:
-        connection = http.client.HTTPConnection(self._address, self._port, timeout=30)
+        connection = self._connection()
         while not self._ended:
             try:
                 connection.request("GET", "/", headers={} if keep else {"Connection": "close"})
@@ -257,13 +266,26 @@ class Clients:
         connection.close()
 
 
+class Load(Protocol):
+    def stop(self) -> None: ...
+
+
 @contextlib.contextmanager
-def closing(*things: Agent | Clients) -> Iterator[None]:
+def closing(*things: Agent | Load) -> Iterator[None]:
     try:
         yield
     finally:
         for thing in things:
-            thing.stop() if isinstance(thing, Clients) else thing.close()
+            thing.close() if isinstance(thing, Agent) else thing.stop()
+
+
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def stop_process(pid: int) -> None:
+    os.kill(pid, signal.SIGSTOP)
+    until(lambda: state(pid) == "T", "it is stopped")
 
 
 def refuses(pod: HeldPod, port: int) -> bool:

@@ -13,7 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.agent.borrowed import DATA_PORT, Agent, Clients, HeldPod, closing, refuses
+from tests.agent.borrowed import (
+    DATA_PORT,
+    Agent,
+    Clients,
+    HeldPod,
+    closing,
+    refuses,
+    stop_process,
+)
 from tests.contract.reports import decode_stat
 from tests.hold.rig import HOLD
 from tests.pods import DIRECT_PORT, needs_kernel, until
@@ -29,15 +37,6 @@ pytestmark = [
 def pod() -> Iterator[HeldPod]:
     with HeldPod() as made:
         yield made
-
-
-def state(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-
-
-def stop_process(pid: int) -> None:
-    os.kill(pid, signal.SIGSTOP)
-    until(lambda: state(pid) == "T", "it is stopped")
 
 
 def listeners_in(pod: HeldPod, pid: int) -> set[str]:

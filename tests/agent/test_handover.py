@@ -1,0 +1,184 @@
+"""A pod changes hands under traffic that is more than short requests, by real clients.
+
+Whoever held the pod ends what it has begun; whoever asks anew is served by the next one. A client
+that is told to go (`Connection: close`, GOAWAY) and comes back is no failure; an error or a cut is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import queue
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from websockets.sync.client import connect
+
+from tests.agent.borrowed import DATA_PORT, Clients, HeldPod, closing
+from tests.agent.handover import (
+    CHANGES,
+    Change,
+    EchoPod,
+    GrpcClients,
+    GrpcPod,
+    SecureClients,
+    StreamingPod,
+    channel,
+    secured,
+)
+from tests.hold.rig import HOLD
+from tests.pods import needs_kernel
+from tests.relay.certificates import Pair, make_pair, needs_openssl
+
+pytestmark = [
+    needs_kernel,
+    pytest.mark.skipif(not HOLD.exists(), reason="needs hold/weir-hold (make hold)"),
+    pytest.mark.timeout(180),
+]
+PIECE = bytes(range(256)) * 4096
+PIECES = 100
+
+every_change = pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+
+
+@contextlib.contextmanager
+def changing(change: Change, pod: HeldPod, folder: Path) -> Iterator[Iterator[None]]:
+    steps = change(pod, folder)
+    with contextlib.closing(steps):  # type: ignore[type-var]
+        next(steps)
+        yield steps
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Pair:
+    return make_pair(tmp_path / "pair")
+
+
+@every_change
+def test_calls_and_streams_of_grpc(change: Change, tmp_path: Path) -> None:
+    with GrpcPod() as pod, changing(change, pod, tmp_path) as steps:
+        with closing(clients := GrpcClients(pod)), channel(pod) as line:
+            said: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+            watched = line.unary_stream("/s/Watch")(b"", timeout=120)
+            chat = line.stream_stream("/s/Chat")(iter(said.get, None), timeout=120)
+            assert next(watched) == b"0"
+            said.put(b"before")
+            assert next(chat) == b"BEFORE"
+            clients.more()
+            next(steps)
+            clients.more()
+            said.put(b"after")
+            assert next(chat) == b"AFTER"
+            said.put(None)
+            assert list(chat) == []
+            assert chat.code() is grpc.StatusCode.OK
+            pod.let_slow_ones_go()
+            numbers = [int(message) for message in watched]
+            assert numbers == list(range(1, len(numbers) + 1))
+            assert watched.code() is grpc.StatusCode.OK
+            next(steps, None)
+            clients.more()
+        assert clients.failures == []
+
+
+@every_change
+def test_an_upgraded_connection(change: Change, tmp_path: Path) -> None:
+    with EchoPod() as pod, changing(change, pod, tmp_path) as steps:
+        address = f"ws://{pod.pod.address}:{DATA_PORT}/"
+        with closing(clients := Clients(pod)):
+            with connect(address) as kept:
+                kept.send("before")
+                assert kept.recv(60) == "BEFORE"
+                next(steps)
+                clients.more()
+                kept.send("after" * 100_000)
+                assert kept.recv(60) == "AFTER" * 100_000
+                with connect(address) as fresh:
+                    fresh.send("new")
+                    assert fresh.recv(60) == "NEW"
+            assert kept.close_code == 1000
+            next(steps, None)
+            clients.more()
+        assert clients.failures == []
+
+
+@every_change
+def test_events_that_go_on_and_on(change: Change, tmp_path: Path) -> None:
+    with StreamingPod() as pod, changing(change, pod, tmp_path) as steps:
+        with closing(clients := Clients(pod)):
+            connection = http.client.HTTPConnection(pod.pod.address, DATA_PORT, timeout=60)
+            connection.request("GET", "/events")
+            events = connection.getresponse()
+            assert events.readline() == b"data: 0\n"
+            next(steps)
+            clients.more()
+            assert events.readline() == b"\n"
+            assert events.readline() == b"data: 1\n"
+            pod.let_slow_ones_go()
+            rest = events.read().split()[1::2]  # raises IncompleteRead if it is cut
+            assert rest == [b"%d" % number for number in range(2, len(rest) + 2)]
+            connection.close()
+            next(steps, None)
+            clients.more()
+        assert clients.failures == []
+
+
+@every_change
+def test_an_upload_of_a_hundred_megabytes(change: Change, tmp_path: Path) -> None:
+    with StreamingPod() as pod, changing(change, pod, tmp_path) as steps:
+
+        def pieces() -> Iterator[bytes]:
+            for number in range(PIECES):
+                if number == PIECES // 2:
+                    next(steps)
+                    clients.more()
+                yield PIECE
+
+        with closing(clients := Clients(pod)):
+            connection = http.client.HTTPConnection(pod.pod.address, DATA_PORT, timeout=60)
+            length = str(len(PIECE) * PIECES)
+            connection.request("POST", "/", pieces(), {"Content-Length": length})
+            response = connection.getresponse()
+            expected = hashlib.sha256(PIECE * PIECES).hexdigest()
+            assert (response.status, response.read().decode()) == (200, expected)
+            connection.close()
+            next(steps, None)
+            clients.more()
+        assert clients.failures == []
+
+
+@needs_openssl
+@every_change
+def test_requests_over_tls(change: Change, tmp_path: Path, pair: Pair) -> None:
+    with secured(HeldPod, pair) as pod, changing(change, pod, tmp_path) as steps:
+        with closing(clients := SecureClients(pod, pair), plain := Clients(pod, 2)):
+            clients.more()
+            next(steps)
+            clients.more()
+            next(steps, None)
+            clients.more()
+            plain.more()
+        assert clients.failures == []
+        assert plain.failures == []
+
+
+@needs_openssl
+@every_change
+def test_grpc_over_tls(change: Change, tmp_path: Path, pair: Pair) -> None:
+    with secured(GrpcPod, pair) as pod, changing(change, pod, tmp_path) as steps:
+        with closing(clients := GrpcClients(pod, pair=pair)), channel(pod, pair) as line:
+            watched = line.unary_stream("/s/Watch")(b"", timeout=120)
+            assert next(watched) == b"0"
+            clients.more()
+            next(steps)
+            clients.more()
+            pod.let_slow_ones_go()
+            numbers = [int(message) for message in watched]
+            assert numbers == list(range(1, len(numbers) + 1))
+            assert watched.code() is grpc.StatusCode.OK
+            next(steps, None)
+            clients.more()
+        assert clients.failures == []
