@@ -27,6 +27,8 @@ log = logging.getLogger("weir.agent")
 
 LOOK_SECONDS = 0.25
 """How often to look for a hold that is not there; its grace is twice that."""
+LEFT_SECONDS = 10.0
+"""The same of a pod that is left to its sidecar: only another container would change that."""
 AGAIN_SECONDS = 0.05
 SAY_SECONDS = 0.02
 MOST_ALONE = 5
@@ -66,6 +68,8 @@ class Borrower:
                 pause = AGAIN_SECONDS
             except NoHold as error:
                 self._cannot(str(error))
+                if isinstance(error, holds.LeftToSidecar):
+                    pause = LEFT_SECONDS
             except OSError as error:  # it ended while we looked, or we are out of descriptors
                 self._cannot(f"can't be borrowed: {error}")
             except Exception:  # one pod must not cost the node its agent: its sidecar serves it

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
-from weir.proxy import certificates, control, lease, listeners
+from weir.proxy import certificates, control, lease, listeners, neighbours
 from weir.proxy.certificates import Pair
 from weir.proxy.environment import EnvironmentFault, SidecarSettings, read_environment
 from weir.proxy.lease import NoHold
@@ -23,6 +23,13 @@ from weir.proxy.pod import PodSpec
 MAX_ENVIRONMENT = control.MAX_MESSAGE - 2 * certificates.MAX_BYTES - 4096
 """Bytes as JSON: it goes to a worker in one message, with a certificate and a little more."""
 _RIGHTS = "(CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH?)"
+
+
+class LeftToSidecar(NoHold):
+    """There is nothing for us to borrow, nor will there be; `str()` says so."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"left to the sidecar: {reason}")
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,8 @@ class Hold:
 
 def find(spec: PodSpec) -> Hold:
     """Raises NoHold: there is none, or none to borrow from, and why."""
-    for pid in _candidates(spec):
+    pids = list(_candidates(spec))
+    for pid in pids:
         process = lease.find([pid])
         if process is None:
             continue
@@ -80,10 +88,16 @@ def find(spec: PodSpec) -> Hold:
         except BaseException:
             os.close(process)
             raise
+    sandbox = neighbours.sandbox(pids)
+    if sandbox:
+        raise LeftToSidecar(f"the pod runs in {sandbox}")
     where = f"pid {spec.hold}" if spec.hold else str(spec.hold_cgroup)
-    hidden = any(not _readable(pid) for pid in _candidates(spec))
-    hint = f"; some processes can't be looked into {_RIGHTS}"
-    raise NoHold(f"no weir-hold found ({where}){hint if hidden else ''}")
+    hint = ""
+    if 0 in pids:  # so the kernel calls those that have no number here
+        hint = "; its processes are in another PID namespace (hostPID?)"
+    elif any(not _readable(pid) for pid in pids):
+        hint = f"; some processes can't be looked into {_RIGHTS}"
+    raise NoHold(f"no weir-hold found ({where}){hint}")
 
 
 def _candidates(spec: PodSpec) -> Iterator[int]:
@@ -109,23 +123,23 @@ def _read(pid: int, process: int) -> Hold:
     environment = dict(text.split("=", 1) for text in os.fsdecode(raw).split("\0") if "=" in text)
     size = len(json.dumps(environment))
     if size > MAX_ENVIRONMENT:
-        raise NoHold(f"its environment has {size} bytes, over {MAX_ENVIRONMENT}")
+        raise LeftToSidecar(f"its environment has {size} bytes, over {MAX_ENVIRONMENT}")
     try:
         settings = read_environment(environment)
     except EnvironmentFault as error:
-        raise NoHold(f"its environment: {error}") from None
+        raise LeftToSidecar(f"its environment: {error}") from None
     reason = _better_with_the_sidecar(settings)
     if reason:
-        raise NoHold(f"left to the sidecar: {reason}")
+        raise LeftToSidecar(reason)
     try:
         certificate = certificates.of_container(pid)
     except ValueError as error:
-        raise NoHold(f"left to the sidecar: {error}") from None
+        raise LeftToSidecar(str(error)) from None
     age = time.clock_gettime(time.CLOCK_BOOTTIME) - _started(folder)
     namespace = os.open(folder / "ns/net", os.O_RDONLY | os.O_CLOEXEC)
     if os.fstat(namespace).st_ino == os.stat("/proc/self/ns/net").st_ino:  # noqa: PTH116
         os.close(namespace)
-        raise NoHold("left to the sidecar: it is in the node's network (hostNetwork)")
+        raise LeftToSidecar("it is in the node's network (hostNetwork)")
     if not lease.alive(process):  # so what was read may be another's
         os.close(namespace)
         raise NoHold("hold ended just now")

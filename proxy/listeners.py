@@ -12,7 +12,7 @@ import os
 import re
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from weir.proxy import netns
@@ -21,25 +21,18 @@ _SYS_PIDFD_GETFD = 438  # the same on every architecture
 _SO_COOKIE, _SO_PROTOCOL = 57, 38
 _IPPROTO_MPTCP = 262
 _LISTEN = "0A"
+_TABLES = ("tcp", "tcp6")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def inodes(namespace: Path, port: int) -> set[int]:
+def inodes(namespace: Path, port: int, tables: Sequence[str] = _TABLES) -> set[int]:
     """Inodes of the TCP sockets (MPTCP ones show up here, too) that listen on `port`."""
+    return {inode for listening, inode in _listening(namespace, tables) if listening == port}
 
-    def read() -> set[int]:
-        found = set()
-        for table in ("tcp", "tcp6"):
-            path = Path("/proc/thread-self/net") / table
-            if not path.exists():
-                continue  # no IPv6 in this kernel
-            for line in path.read_text().splitlines()[1:]:
-                _, local, _, state, *rest = line.split()
-                if state == _LISTEN and int(local.rpartition(":")[2], 16) == port:
-                    found.add(int(rest[5]))
-        return found
 
-    return netns.run_in(namespace, read)
+def ports(namespace: Path) -> set[int]:
+    """On which anybody listens by TCP, whatever namespace or cgroup that process is in."""
+    return {port for port, _ in _listening(namespace, _TABLES)}
 
 
 def of_cgroup(cgroup: Path, namespace: Path, port: int) -> Iterator[socket.socket]:
@@ -75,6 +68,24 @@ def pids_of(cgroup: Path) -> Iterator[int]:
         except OSError:  # removed, or a threaded cgroup: its processes are listed above it
             continue
         yield from map(int, text.split())
+
+
+def _listening(namespace: Path, tables: Sequence[str]) -> list[tuple[int, int]]:
+    """(port, inode) of every listener."""
+
+    def read() -> list[tuple[int, int]]:
+        found = []
+        for table in tables:
+            path = Path("/proc/thread-self/net") / table
+            if not path.exists():
+                continue  # no IPv6 in this kernel
+            for line in path.read_text().splitlines()[1:]:
+                _, local, _, state, *rest = line.split()
+                if state == _LISTEN:
+                    found.append((int(local.rpartition(":")[2], 16), int(rest[5])))
+        return found
+
+    return netns.run_in(namespace, read)
 
 
 def _listed(folder: Path) -> list[str]:

@@ -12,7 +12,7 @@ import time
 from dataclasses import asdict, replace
 from typing import Any
 
-from weir.proxy import netns
+from weir.proxy import neighbours, netns
 from weir.proxy.certificates import Pair
 from weir.proxy.direct import Offer
 from weir.proxy.holds import Hold
@@ -33,6 +33,8 @@ OVERDUE_SECONDS = 60.0
 LOOK_SECONDS = 10.0
 # between two looks at the kernel's counters of a pod that had nothing to count
 IDLE_LOOK_SECONDS = 4.0
+# between two looks for a service mesh, which may take a pod in at any time
+MESH_LOOK_SECONDS = 60.0
 _PLAIN = "a plain process without a network namespace of its own"
 
 
@@ -62,6 +64,7 @@ class ServedPod:
         self.overdue = 0
         self._adopted = 0.0
         self._look = 0.0
+        self._mesh, self._mesh_look, self._was_ready = "", 0.0, False
         self._before: tuple[float, int, int] | None = None
         self._idle = False
         self._look_at = 0.0
@@ -124,6 +127,7 @@ class ServedPod:
                 draining=self.draining,
                 listener=listener,
                 kernel=self.lease or self.no_kernel,
+                mesh=self._find_mesh(),
             )
         )
         if self._adopted and (self.ready or self.draining or time.monotonic() >= self._adopted):
@@ -274,6 +278,21 @@ class ServedPod:
         except (KernelUnavailable, OSError) as e:
             self._relay_only(e)
         return self.steering != "none"
+
+    def _find_mesh(self) -> str:
+        """Looked for after the attachment, when the pod becomes ready, and now and then."""
+        spec, now = self.spec, time.monotonic()
+        became_ready = self.ready and not self._was_ready
+        self._was_ready = self.ready
+        if self.attached is None or spec.cgroup is None or spec.netns is None:
+            self._mesh, self._mesh_look = "", 0.0
+        elif became_ready or now >= self._mesh_look:
+            self._mesh_look = now + MESH_LOOK_SECONDS
+            try:
+                self._mesh = neighbours.mesh(spec.cgroup, spec.netns, spec.settings.user_port)
+            except OSError as e:  # the pod may be ending
+                log.warning("pod %s: can't look for a service mesh: %s", spec.name, e)
+        return self._mesh
 
     def _relay_only(self, error: Exception) -> None:
         """Every doubt ends in the relay, for as long as this agent runs."""

@@ -22,6 +22,7 @@ class DirectFacts:
     draining: bool
     listener: bool
     kernel: str = ""
+    mesh: str = ""
 
 
 def refusal(facts: DirectFacts) -> str:
@@ -37,6 +38,8 @@ def refusal(facts: DirectFacts) -> str:
         )
     if facts.user_port == facts.direct_port:
         return f"the user port is the direct port ({facts.direct_port})"
+    if facts.mesh:
+        return f"it is in a service mesh ({facts.mesh})"
     if not facts.ready:
         return "not ready"
     if not facts.listener:

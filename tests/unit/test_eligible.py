@@ -29,6 +29,7 @@ def test_a_ready_pod_with_a_listener_is_offered() -> None:
         (replace(FINE, draining=True), "draining"),
         (replace(FINE, listener=False), "no listener on port 8080"),
         (replace(FINE, kernel="Linux 5.10 has no bpf_loop"), "bpf_loop"),
+        (replace(FINE, mesh="Istio: envoy, pid 7"), "in a service mesh (Istio: envoy, pid 7)"),
     ],
 )
 def test_every_doubt_ends_in_the_relay_with_its_reason(facts: DirectFacts, word: str) -> None:
