@@ -230,3 +230,16 @@ def tc_programs(pod: Pod) -> int:
 def qdiscs(pod: Pod) -> str:
     command = ["tc", "-n", pod.name, "qdisc", "show", "dev", pod.interface]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_an_ipv4_mptcp_listener_is_no_use_to_a_pod_with_ipv6_only(kernel: Kernel) -> None:
+    with Pod(ipv4=False) as pod:
+        attached = kernel.attach(pod.target())
+        attached.open_direct()
+        backend = pod.backend()
+        listener = backend.listen("0.0.0.0", protocol=IPPROTO_MPTCP)
+        assert attached.steering() == "none"
+        listener.close()
+        backend.listen("::", protocol=IPPROTO_MPTCP)
+        assert attached.steering() == "tc"
+        attached.detach()

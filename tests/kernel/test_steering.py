@@ -247,3 +247,17 @@ def test_a_pod_with_ipv6_only(kernel: Kernel) -> None:
         counters = attached.counters()
         assert (counters.steered, counters.started, counters.finished) == (1, 1, 1)
         attached.detach()
+
+
+def test_an_ipv4_listener_is_no_use_to_a_pod_with_ipv6_only(kernel: Kernel) -> None:
+    with Pod(ipv4=False) as pod:
+        attached = kernel.attach(pod.target())
+        attached.open_direct()
+        backend = pod.backend()
+        listener = backend.listen("0.0.0.0")
+        assert attached.steering() == "none"
+        assert attached.adopt_listeners() == 0  # it is known all the same
+        listener.close()
+        backend.listen("::")
+        assert attached.steering() == "sk_lookup"
+        attached.detach()
