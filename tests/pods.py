@@ -207,8 +207,11 @@ class Pod:
 
         return self.call(read)
 
-    def _make(self) -> None:
+    def _make_netns(self) -> None:
         _ip("netns", "add", self.name)
+
+    def _make(self) -> None:
+        self._make_netns()
         peer = ("peer", "name", self.interface, "netns", self.name)
         _ip("link", "add", self.host_interface, "type", "veth", *peer)
         inside = ("-n", self.name)
@@ -224,7 +227,7 @@ class Pod:
         _ip("link", "set", self.host_interface, "up")
         _ip(*inside, "link", "set", self.interface, "up")
         _ip(*inside, "link", "set", "lo", "up")
-        self.cgroup.mkdir()
+        self.cgroup.mkdir(parents=True)
 
     def _remove(self) -> None:
         for backend in self._backends:

@@ -48,10 +48,10 @@ class HeldPod:
     program = APP % USER_PORT
     """Of the user container, in Python; it may read a line that lets slow requests go."""
 
-    def __init__(self, *prefix: str, **environment: str) -> None:
+    def __init__(self, *prefix: str, pod: Pod | None = None, **environment: str) -> None:
         """`prefix` is a command that runs hold, such as setpriv; it is to be started then, and
         there is no sidecar: Python may not be readable for just any user."""
-        self.pod = Pod()
+        self.pod = pod or Pod()
         self._prefix = prefix
         self._environment = environment
         self._undo = contextlib.ExitStack()
@@ -88,7 +88,7 @@ class HeldPod:
             env={
                 **ENVIRONMENT,
                 "SERVING_POD": self.pod.name,
-                "SERVING_POD_IP": self.pod.address,
+                "SERVING_POD_IP": self.address,
                 "PYTHONPATH": str(ROOT),
                 **self._environment,
             },
@@ -101,6 +101,10 @@ class HeldPod:
 
     def _command(self) -> list[str]:
         return [*self._prefix, str(HOLD), *(_NO_SIDECAR if self._prefix else WEIR)]
+
+    @property
+    def address(self) -> str:
+        return self.pod.addresses[0]
 
     @property
     def described(self) -> dict[str, Any]:
@@ -128,7 +132,7 @@ class HeldPod:
         self, path: str = "/", port: int = DATA_PORT, headers: dict[str, str] | None = None
     ) -> tuple[int, bytes]:
         """On a connection of its own."""
-        connection = http.client.HTTPConnection(self.pod.address, port, timeout=90)
+        connection = http.client.HTTPConnection(self.address, port, timeout=90)
         try:
             connection.request("GET", path, headers=headers or {})
             response = connection.getresponse()
