@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 from weir.proxy.policy.histogram import EDGES, Fold, quantile
 
@@ -166,7 +166,8 @@ def is_count(value: Any) -> bool:
     return isinstance(value, int | float) and 0 <= value < 1e18
 
 
-def is_histogram(value: Any) -> bool:
+def is_histogram(value: Any) -> TypeGuard[list[int]]:
+    """As Fold.of makes them."""
     return (
         isinstance(value, list)
         and len(value) == len(EDGES) + 1

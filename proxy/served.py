@@ -14,6 +14,7 @@ from typing import Any
 
 from weir.proxy import neighbours, netns
 from weir.proxy.certificates import Pair
+from weir.proxy.counters import Direct, PodCounters, Relayed
 from weir.proxy.direct import Offer
 from weir.proxy.holds import Hold
 from weir.proxy.kernel import AttachedPod, Kernel, KernelUnavailable, PodTarget, Steering
@@ -23,9 +24,6 @@ from weir.proxy.policy.eligible import DirectFacts, refusal
 
 log = logging.getLogger("weir.agent")
 
-# sums that go on growing over the death of a worker; gauges don't
-_SUMS = ("requests", "integral")
-_GAUGES = ("in_flight", "connections")
 # for which a pod that was found open may stay so until its readiness is known
 ADOPTION_SECONDS = 10.0
 # a direct request is reset so long after its deadline, which its caller should have kept
@@ -36,6 +34,7 @@ IDLE_LOOK_SECONDS = 4.0
 # between two looks for a service mesh, which may take a pod in at any time
 MESH_LOOK_SECONDS = 60.0
 _PLAIN = "a plain process without a network namespace of its own"
+_TLS = "system-internal TLS is on: nothing but the relay can decrypt"
 
 
 class ServedPod:
@@ -47,16 +46,19 @@ class ServedPod:
         self.draining = False
         self.attached: AttachedPod | None = None
         self.no_kernel = no_kernel
+        self._kernel_word = "kernel"
         self.listeners: dict[str, list[socket.socket]] = {}
         self.lease = "looking for hold" if spec.borrowed else ""
         """What keeps a borrowed pod from being served by this agent; empty while it is."""
         self.environment: dict[str, str] | None = None
         self.certificate: Pair | None = None
         self.age = 0.0
-        self.relayed: dict[str, dict[str, float]] = {}
-        """By tenancy, the one that accepts last."""
+        self.relayed = Relayed()
+        self.direct = Direct()
         self.offer: str | None = None
-        self.refused = self.lease or "not ready"
+        self.refused_word, self.refused = "not_ready", "not ready"
+        if spec.borrowed:
+            self.refused_word, self.refused = "not_held", self.lease
         self.steering: Steering = "none"
         self.restarts = 0
         self._kernel = kernel
@@ -68,7 +70,6 @@ class ServedPod:
         self._before: tuple[float, int, int] | None = None
         self._idle = False
         self._look_at = 0.0
-        self._earlier: dict[str, float] = dict.fromkeys(_SUMS, 0)
         if not spec.borrowed:
             self.attach()
 
@@ -97,12 +98,14 @@ class ServedPod:
     def attach(self) -> None:
         """Count and, once `decide` opens the direct port, steer. What is in the way is a reason."""
         spec = self.spec
-        self.no_kernel = self._unable
+        self._kernel_word, self.no_kernel = "kernel", self._unable
         if spec.netns is None or spec.cgroup is None:
-            without = "its cgroup is not given" if spec.borrowed else _PLAIN
-            self.no_kernel = self._unable or without
+            if not self._unable and spec.borrowed:
+                self._kernel_word, self.no_kernel = "no_cgroup", "its cgroup is not given"
+            elif not self._unable:
+                self._kernel_word, self.no_kernel = "no_namespace", _PLAIN
         elif self.certificate is not None:
-            self.no_kernel = "system-internal TLS is on: nothing but the relay can decrypt"
+            self._kernel_word, self.no_kernel = "tls", _TLS
         elif self._kernel is not None:
             self._attach(self._kernel, spec.netns)
 
@@ -118,7 +121,7 @@ class ServedPod:
         """Open or close the direct port as the facts stand; True when the offer changed."""
         spec, settings = self.spec, self.spec.settings
         listener = self._steerable()  # first: it may find that the kernel can't
-        self.refused = refusal(
+        self.refused_word, self.refused = refusal(
             DirectFacts(
                 container_concurrency=settings.container_concurrency,
                 user_port=settings.user_port,
@@ -127,6 +130,7 @@ class ServedPod:
                 draining=self.draining,
                 listener=listener,
                 kernel=self.lease or self.no_kernel,
+                kernel_word="not_held" if self.lease else self._kernel_word,
                 mesh=self._find_mesh(),
             )
         )
@@ -155,9 +159,7 @@ class ServedPod:
 
     def tenancy_ended(self, tenancy: str) -> None:
         """Its counters grow no more."""
-        counters = self.relayed.pop(tenancy, {})
-        for name in _SUMS:
-            self._earlier[name] += counters.get(name, 0)
+        self.relayed.ended(tenancy)
 
     def direct_load(self, now: float) -> tuple[float, float, int] | None:
         """Average concurrency and requests a second since the last look, and how many are in
@@ -204,13 +206,22 @@ class ServedPod:
             self.attached.detach()
             self.attached = None
 
+    def counted(self) -> PodCounters | None:
+        """What came directly while this agent has the pod; after its attachment as it was then."""
+        if self.attached is not None:
+            try:
+                self.direct.look(self.attached.counters())
+            except (RuntimeError, OSError) as e:  # the pod has ended, and another agent swept it
+                log.debug("pod %s: its counters can't be read: %s", self.spec.name, e)
+        return self.direct.last
+
     def snapshot(self) -> dict[str, Any]:
         """What the status API and `weir run` show; times in seconds, `direct` from the kernel."""
         data = self.listeners.get("data")
         port = data[0].getsockname()[1] if data else self.spec.data_port
         direct: dict[str, Any] = {"open": not self.refused, "reason": self.refused}
-        if self.attached is not None:
-            counters = self.attached.counters()
+        counters = self.counted()
+        if self.attached is not None and counters is not None:
             direct |= {k: v for k, v in asdict(counters).items() if k != "latency"}
             direct |= {
                 "steering": self.steering,
@@ -218,13 +229,6 @@ class ServedPod:
                 "p50": counters.quantile(0.5),
                 "p99": counters.quantile(0.99),
             }
-        relayed: dict[str, Any] = {}
-        for last in self.relayed.values():
-            relayed = dict(last)
-        for name in (*_SUMS, *_GAUGES):
-            if name in _SUMS or name in relayed:
-                now = sum(counters.get(name, 0) for counters in self.relayed.values())
-                relayed[name] = now + self._earlier.get(name, 0)
         return {
             "name": self.spec.name,
             "addresses": list(self.spec.addresses),
@@ -233,7 +237,7 @@ class ServedPod:
             "ready": self.ready,
             "draining": self.draining,
             "direct": direct,
-            "relayed": relayed,
+            "relayed": self.relayed.totals(),
             "worker_restarts": self.restarts,
         }
 
@@ -248,6 +252,7 @@ class ServedPod:
         """What is pinned goes on, for the next agent to adopt."""
         if self.attached is not None:
             self.attached.release()
+            self.counted()
             self.attached = None
 
     def _attach(self, kernel: Kernel, namespace: Any) -> None:
@@ -267,6 +272,7 @@ class ServedPod:
             )
             self._adopted = time.monotonic() + ADOPTION_SECONDS if self.attached.opened else 0.0
             self.attached.adopt_listeners()
+            self.counted()
         except (KernelUnavailable, OSError) as e:
             self._relay_only(e)
 
@@ -296,8 +302,9 @@ class ServedPod:
 
     def _relay_only(self, error: Exception) -> None:
         """Every doubt ends in the relay, for as long as this agent runs."""
-        self.no_kernel = str(error)
+        self._kernel_word, self.no_kernel = "attachment", str(error)
         log.warning("pod %s is relayed only: %s", self.spec.name, error)
         if self.attached is not None:
             self.attached.detach()
+            self.counted()
             self.attached = None

@@ -25,6 +25,7 @@ from weir.proxy.observe.observability import observers_for
 from weir.proxy.podserver import DirectLoad, PodServer, Role
 from weir.proxy.policy.drain import Phase
 from weir.proxy.probes import Prober
+from weir.proxy.policy.histogram import FOLD
 from weir.proxy.relay import Relay, RelayCounters
 from weir.proxy.tls import TlsFault, TlsPort
 from weir.proxy.tls_settings import TlsSettings
@@ -145,7 +146,9 @@ class Tenant:
         while self.relay.connections and time.monotonic() < until:
             await asyncio.sleep(POLL_SECONDS)
         until = time.monotonic() + contract.UPGRADED_SECONDS
-        while self.relay.connections and time.monotonic() < until:
+        while self.relay.connections and not self.relay.in_flight(upgraded=True):
+            if time.monotonic() >= until:  # a client that does not take what it was sent
+                break
             self.relay.close_idle()
             await asyncio.sleep(POLL_SECONDS)
         if self.relay.in_flight(upgraded=True):
@@ -182,8 +185,9 @@ class Tenant:
         pulse = self.relay.pulse
         if pulse[1] or pulse != self._reported:
             self._reported = pulse
-            counters = numbers(self.relay.counters())
-            self._channel.send({"op": "report", "pod": self.name, "counters": counters})
+            counters = self.relay.counters()
+            told = {**numbers(counters), "latency": FOLD.of(counters.latency.counts)}
+            self._channel.send({"op": "report", "pod": self.name, "counters": told})
 
     def _secure(self, settings: TlsSettings, pair: Pair) -> None:
         self._files = [in_memory(text) for text in pair]
@@ -227,3 +231,4 @@ def numbers(counters: RelayCounters) -> dict[str, float]:
     flat = {n: v for n, v in asdict(counters).items() if isinstance(v, int | float)}
     flat |= {f"{i}xx": count for i, count in enumerate(counters.statuses, 1)}
     return flat | {"p50": counters.quantile(0.5), "p99": counters.quantile(0.99)}
+    flat["seconds"] = round(FOLD.seconds(counters.latency.counts), 6)

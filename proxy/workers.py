@@ -186,8 +186,7 @@ class Workers:
             return
         pod = tenancy.pod
         if operation == "report" and isinstance(message.get("counters"), dict):
-            counters = message["counters"]
-            pod.relayed[tenancy.id] = {name: v for name, v in counters.items() if _is_count(v)}
+            pod.relayed.report(tenancy.id, message["counters"])
         elif operation == "need":
             self._give_sockets(tenancy, message.get("count"))
         elif tenancy.leaving:
@@ -217,11 +216,6 @@ class Workers:
         self._say(tenancy, {"op": "sockets"}, sockets)
         for sock in sockets:
             sock.close()
-
-
-def _is_count(value: Any) -> bool:
-    """A number that sums can bear, unlike NaN or an integer of a thousand digits."""
-    return isinstance(value, int | float) and 0 <= value < 1e18
 
 
 class WorkerProcess:

@@ -4,6 +4,7 @@ Every doubt ends in the relay, which is always right and only slower (design, se
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -11,8 +12,8 @@ class DirectFacts:
     """What is known of one pod when the question is asked.
 
     `kernel` is the one-line reason why this pod can't be steered ("" when it can): no root, an old
-    kernel, no network namespace of its own. `listener` is false while nothing the kernel can
-    reach listens on the user port.
+    kernel, no network namespace of its own; `kernel_word` is one of REASONS for it. `listener` is
+    false while nothing the kernel can reach listens on the user port.
     """
 
     container_concurrency: int
@@ -23,25 +24,50 @@ class DirectFacts:
     listener: bool
     kernel: str = ""
     mesh: str = ""
+    kernel_word: str = "kernel"
 
 
-def refusal(facts: DirectFacts) -> str:
-    """The reason why the pod offers no direct port, or "" when it does."""
+REASONS = (
+    "not_held",  # by this agent
+    "kernel",  # of the node
+    "no_namespace",
+    "no_cgroup",
+    "tls",
+    "attachment",
+    "draining",
+    "container_concurrency",
+    "port",
+    "mesh",
+    "not_ready",
+    "no_listener",
+)
+"""In a word each, for counting; what exactly is in the way only a sentence tells."""
+
+
+class Refusal(NamedTuple):
+    """Why the pod offers no direct port: a word of REASONS and a sentence, empty when it does."""
+
+    word: str
+    reason: str
+
+
+def refusal(facts: DirectFacts) -> Refusal:
+    """What lasts is named before what passes."""
     if facts.kernel:
-        return facts.kernel
+        return Refusal(facts.kernel_word, facts.kernel)
     if facts.draining:
-        return "draining"
+        return Refusal("draining", "draining")
     if facts.container_concurrency:
-        return (
-            f"containerConcurrency is {facts.container_concurrency}: "
-            "admission needs the relay's breaker"
-        )
+        why = "admission needs the relay's breaker"
+        limit = f"containerConcurrency is {facts.container_concurrency}: {why}"
+        return Refusal("container_concurrency", limit)
     if facts.user_port == facts.direct_port:
-        return f"the user port is the direct port ({facts.direct_port})"
+        return Refusal("port", f"the user port is the direct port ({facts.direct_port})")
     if facts.mesh:
-        return f"it is in a service mesh ({facts.mesh})"
+        return Refusal("mesh", f"it is in a service mesh ({facts.mesh})")
     if not facts.ready:
-        return "not ready"
+        return Refusal("not_ready", "not ready")
     if not facts.listener:
-        return f"no listener on port {facts.user_port} that the kernel can steer to"
-    return ""
+        listener = f"no listener on port {facts.user_port} that the kernel can steer to"
+        return Refusal("no_listener", listener)
+    return Refusal("", "")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from operator import mul
 
 SUB_BITS = 4
@@ -61,7 +62,7 @@ class Fold:
         starts = [lower(index) for index in range(buckets + 1)]
         ends = [bisect_left(starts, edge) for edge in EDGES]
         self._slices = list(zip([0, *ends], [*ends, buckets], strict=True))
-        self._middles = [(a + b) / 2e6 for a, b in zip(starts, starts[1:], strict=False)]
+        self._middles = [(a + b) / 2e6 for a, b in pairwise(starts)]
 
     def of(self, counts: Sequence[int]) -> list[int]:
         """How many there are between each edge and the one before; last, above all edges."""
@@ -69,7 +70,7 @@ class Fold:
 
     def seconds(self, counts: Sequence[int]) -> float:
         """About the sum: every value counts as the middle of its bucket. Never goes down."""
-        return sum(map(mul, counts, self._middles))
+        return float(sum(map(mul, counts, self._middles)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from weir.proxy.policy.eligible import DirectFacts, refusal
+from weir.proxy.policy.eligible import REASONS, DirectFacts, refusal
 
 FINE = DirectFacts(
     container_concurrency=0,
@@ -17,7 +17,7 @@ FINE = DirectFacts(
 
 
 def test_a_ready_pod_with_a_listener_is_offered() -> None:
-    assert refusal(FINE) == ""
+    assert refusal(FINE) == ("", "")
 
 
 @pytest.mark.parametrize(
@@ -33,8 +33,11 @@ def test_a_ready_pod_with_a_listener_is_offered() -> None:
     ],
 )
 def test_every_doubt_ends_in_the_relay_with_its_reason(facts: DirectFacts, word: str) -> None:
-    assert word in refusal(facts)
+    word_of_few, reason = refusal(facts)
+    assert word in reason
+    assert word_of_few in REASONS
 
 
 def test_the_reason_that_lasts_is_named_before_the_one_that_passes() -> None:
-    assert "containerConcurrency" in refusal(replace(FINE, container_concurrency=1, ready=False))
+    found = refusal(replace(FINE, container_concurrency=1, ready=False))
+    assert found.word == "container_concurrency"
