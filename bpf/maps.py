@@ -10,7 +10,7 @@ import errno
 from collections.abc import Iterator
 from typing import Any
 
-from weir.bpf.btf import MapTypes
+from weir.bpf.btf import MapTypes, Struct
 from weir.bpf.libbpf import BpfError, library
 
 _ANY, _NOEXIST, _LOCK = 0, 1, 4
@@ -23,9 +23,9 @@ class Map:
         self._name, self._fd, self._types = name, fd, types
         self._lib = library()
 
-    def get(self, key: Any, *, locked: bool = False) -> Any | None:
-        """None when there is no such key. `locked`: under the value's spin lock, so that the
-        fields agree with each other."""
+    def get(self, key: Any, *names: str, locked: bool = False) -> Any | None:
+        """None when there is no such key; of a struct only the fields `names`, if there are any.
+        `locked`: under the value's spin lock, so that the fields agree with each other."""
         buffer = ctypes.create_string_buffer(self._types.value.size)
         encoded = self._types.key.encode(key)
         result = self._lib.bpf_map_lookup_elem_flags(
@@ -34,7 +34,10 @@ class Map:
         if result == -errno.ENOENT:
             return None
         self._check(result, "get", key)
-        return self._types.value.decode(buffer.raw)
+        types = self._types.value
+        if names and isinstance(types, Struct):
+            return types.decode(buffer.raw, *names)
+        return types.decode(buffer.raw)
 
     def put(self, key: Any, value: Any) -> None:
         self._check(self._update(key, value, _ANY), "put", key)

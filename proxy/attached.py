@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from weir.bpf.btf import Btf
 from weir.bpf.libbpf import Link, pinned, replace
@@ -33,6 +33,14 @@ CGROUP_PROGRAMS = ("follow_in", "follow_out", "peer_is_local4", "peer_is_local6"
 LAST = "steer"
 TC = "steer_mptcp"
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
+
+
+class Load(NamedTuple):
+    """As in PodCounters."""
+
+    started: int
+    in_flight: int
+    integral_ns: int
 
 
 class KernelUnavailable(Exception):
@@ -167,6 +175,14 @@ class AttachedPod:
             self._attach_tc(self.tables.programs)
         return "tc"
 
+    def load(self) -> Load:
+        """What is looked at all the time, cheaply. Raises RuntimeError after detach()."""
+        meter = self._meter("started", "in_flight", "wsum")
+        if meter is None:
+            raise RuntimeError(f"pod {self.target.name} is not attached")
+        integral = _integral(meter, time.monotonic_ns())
+        return Load(meter["started"], max(meter["in_flight"], 0), integral)
+
     def counters(self) -> PodCounters:
         """A consistent snapshot; after detach() the last one before it."""
         if self._detached and self._last is not None:
@@ -180,7 +196,7 @@ class AttachedPod:
             finished=meter["finished"],
             aborted=meter["aborted"],
             in_flight=max(meter["in_flight"], 0),
-            integral_ns=(meter["wsum"] + meter["in_flight"] * at) % (1 << 64),
+            integral_ns=_integral(meter, at),
             at_ns=at,
             connections=meter["connections"],
             open_connections=meter["connections"] - meter["closed"],
@@ -314,13 +330,14 @@ class AttachedPod:
             words = tuple(int.from_bytes(raw[i : i + 4], "little") for i in range(0, 16, 4))
             yield {"word": words}
 
-    def _meter(self) -> dict[str, Any] | None:
-        """The sums over the lanes, each read under its lock. Of a request that begins on one lane
-        and ends on another between the two reads only the end may be seen: `in_flight` can be
-        negative, and with it the integral is off by no more than those microseconds."""
+    def _meter(self, *names: str) -> dict[str, Any] | None:
+        """The sums over the lanes, each read under its lock; of all fields, or of some. Of a
+        request that begins on one lane and ends on another between the two reads only the end may
+        be seen: `in_flight` can be negative, and with it the integral is off by no more than those
+        microseconds."""
         lanes: list[dict[str, Any]] = []
         for key in self.tables.meter_keys(self.cookie):
-            lane = self.tables.meters.get(key, locked=True)
+            lane = self.tables.meters.get(key, *names, locked=True)
             if lane is None:
                 return None
             lanes.append(lane)
@@ -329,8 +346,11 @@ class AttachedPod:
             for name in lanes[0]
             if name not in ("lock", "epoch", "latency")
         }
-        total["in_flight"] = (total["in_flight"] + (1 << 31)) % (1 << 32) - (1 << 31)
-        total["latency"] = tuple(map(sum, zip(*(lane["latency"] for lane in lanes), strict=True)))
+        if "in_flight" in total:
+            total["in_flight"] = (total["in_flight"] + (1 << 31)) % (1 << 32) - (1 << 31)
+        if "latency" in lanes[0]:
+            both = zip(*(lane["latency"] for lane in lanes), strict=True)
+            total["latency"] = tuple(map(sum, both))
         return total
 
     def _key(self, family: int, slot: int) -> dict[str, int]:
@@ -360,7 +380,7 @@ class AttachedPod:
         """MPTCP listeners can't be held in a map: there was one, and something listens now."""
         refused = self._mptcp_found
         if not refused:
-            meter = self._meter()
+            meter = self._meter("refused")
             refused = meter is not None and meter["refused"] > 0
         tables = ("tcp", "tcp6") if self._has_ipv4() else ("tcp6",)
         return refused and bool(listeners.inodes(self.target.netns, self.target.user_port, tables))
@@ -392,6 +412,10 @@ class AttachedPod:
             netns.run_in(self.target.netns, link.close)
         except FileNotFoundError:
             link.close()  # the namespace went away, and its interfaces with it
+
+
+def _integral(meter: dict[str, Any], at: int) -> int:
+    return int(meter["wsum"] + meter["in_flight"] * at) % (1 << 64)
 
 
 def _unlinking(path: Path) -> Link:

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from weir.bpf import OBJECT, bcc
+from weir.bpf import OBJECT
 from weir.bpf.btf import Btf, BtfError
 from weir.bpf.libbpf import BpfError, LibbpfMissing, map_btf
 from weir.bpf.loaded import BpfObject, Loaded
@@ -81,8 +81,7 @@ class Kernel:
         make: Callable[[Mapping[str, int]], Loaded]
         try:
             if loader == "bcc":
-                compiled = bcc.compile_here()
-                btf, make = compiled.btf, partial(bcc.BccObject, compiled)
+                btf, make = _compiled_here()
             else:
                 path = object_path or OBJECT
                 if not path.exists():
@@ -94,8 +93,6 @@ class Kernel:
                 except pins.PinsUnavailable as error:
                     log.warning("nothing is pinned: %s", error)
             return cls(make({}), btf)
-        except bcc.BccMissing as error:
-            raise KernelUnavailable(f"--loader bcc: {error}") from error
         except LibbpfMissing as error:
             raise KernelUnavailable(
                 f"libbpf.so.1 can't be loaded ({error}): install it (Debian package libbpf1)"
@@ -244,6 +241,16 @@ class Kernel:
 def kernel_version() -> tuple[int, ...]:
     """Major and minor number of the running kernel."""
     return tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
+
+
+def _compiled_here() -> tuple[Btf, Callable[[Mapping[str, int]], Loaded]]:
+    from weir.bpf import bcc  # and what it takes: 2 MB that the other loader needs not
+
+    try:
+        compiled = bcc.compile_here()
+    except bcc.BccMissing as error:
+        raise KernelUnavailable(f"--loader bcc: {error}") from error
+    return compiled.btf, partial(bcc.BccObject, compiled)
 
 
 def _check_machine() -> None:

@@ -20,6 +20,7 @@ from typing import NamedTuple
 from weir.proxy import contract, ports, sockets
 from weir.proxy.policy import stat
 from weir.proxy.policy.drain import Drain, Phase
+from weir.proxy.policy.meter import Report
 from weir.proxy.relay import Relay
 from weir.proxy.wire.protocol import as_protocol
 from weir.proxy.wire.server import ServerConnection, Service
@@ -90,7 +91,7 @@ class PodServer:
         self._phase_changed = phase_changed
         self._upgraded_seconds = upgraded_seconds
         self._uptime_from = uptime_from
-        self._stat = stat.encode(relay.settings.pod)
+        self._period: tuple[Report, DirectLoad, float] | None = None
         self._hook = ports.DrainHook(self._hooked)
         self._changed = asyncio.Event()
         self._others: set[ServerConnection] = set()
@@ -101,7 +102,7 @@ class PodServer:
         self._services: dict[Role, Callable[[], asyncio.Protocol]] = {
             Role.DATA: relay.protocol,
             Role.ADMIN: self._plain(self._hook),
-            Role.AUTOSCALER: self._plain(ports.autoscaler(lambda: self._stat)),
+            Role.AUTOSCALER: self._plain(ports.autoscaler(self._stat)),
         }
         if render is not None:
             page = self._plain(ports.prometheus(render), contract.READ_METRICS_HEAD_SECONDS)
@@ -137,6 +138,10 @@ class PodServer:
             await self._changed.wait()
             self._changed.clear()
         self.stop_accepting()
+        await self.ended()
+
+    async def ended(self) -> None:
+        """Return when nothing is in flight any more; tunnels have a minute after all others."""
         while self.relay.in_flight(upgraded=False):
             await self._idle_moment()
         until = time.monotonic() + self._upgraded_seconds
@@ -162,6 +167,7 @@ class PodServer:
             busy = relay.in_flight(upgraded=False) or relay.in_flight(upgraded=True)
             late = now >= until
             if busy and late:
+                relay.resume()
                 return False
             if not busy and (late or not left):
                 relay.close_idle()
@@ -250,16 +256,21 @@ class PodServer:
         self._tick = asyncio.get_running_loop().call_at(at, self._period_ends, at)
 
     def _period_ends(self, at: float) -> None:
-        settings = self.relay.settings
         now = time.monotonic()
-        direct = self._direct(now)
-        report = self.relay.report()
+        self._period = self.relay.report(), self._direct(now), now
+        loop = asyncio.get_running_loop()
+        # a period that was missed (a stopped process) is not made up for
+        self._next_tick(max(at + contract.STAT_PERIOD_SECONDS, loop.time()))
+
+    def _stat(self) -> bytes:
+        """Of the period that ended last; encoded when it is asked for, which few pods are."""
+        pod = self.relay.settings.pod
+        if self._period is None:
+            return stat.encode(pod)
+        report, direct, at = self._period
         both = replace(
             report,
             average=report.average + direct.average,
             count=report.count + round(direct.requests * contract.STAT_PERIOD_SECONDS),
         )
-        self._stat = stat.encode(settings.pod, both, now - self._uptime_from)
-        loop = asyncio.get_running_loop()
-        # a period that was missed (a stopped process) is not made up for
-        self._next_tick(max(at + contract.STAT_PERIOD_SECONDS, loop.time()))
+        return stat.encode(pod, both, at - self._uptime_from)

@@ -32,10 +32,13 @@ class Prober:
         settings: RevisionSettings,
         dial: Dial,
         clock: Callable[[], float] = time.monotonic,
+        told: Callable[[bool], None] = lambda _: None,
     ) -> None:
+        """`told` is called with every verdict, whoever asked for it."""
         self._schedules = [
             _Schedule(probe, _check(probe, dial), clock) for probe in settings.probes
         ]
+        self._told = told
         self._run: asyncio.Task[bool] | None = None
         self.last_error = ""
 
@@ -60,11 +63,11 @@ class Prober:
             async with asyncio.TaskGroup() as group:
                 runs = [group.create_task(schedule.run()) for schedule in self._schedules]
             errors = [run.result() for run in runs]
-        for error in errors:
-            if error is not None:
-                self.last_error = error
-                return False
-        return True
+        why = [error for error in errors if error is not None]
+        if why:
+            self.last_error = why[0]
+        self._told(not why)
+        return not why
 
 
 class _Schedule:
