@@ -17,6 +17,7 @@ from typing import Any
 
 from weir.proxy import contract, sockets
 from weir.proxy.borrow import Borrower
+from weir.proxy.counters import ColdStarts
 from weir.proxy.kernel import Kernel
 from weir.proxy.pod import PodSpec
 from weir.proxy.served import ServedPod
@@ -45,7 +46,8 @@ class Agent:
         self, pods: Sequence[PodSpec], kernel: Kernel | None, no_kernel: str = "", workers: int = 1
     ) -> None:
         self._kernel, self._no_kernel = kernel, no_kernel
-        self._pods = [ServedPod(spec, kernel, no_kernel) for spec in pods]
+        self._cold_starts = ColdStarts()
+        self._pods = [ServedPod(spec, kernel, no_kernel, self._cold_starts) for spec in pods]
         self._workers = Workers(workers, self._decide)
         self._borrowers = [
             Borrower(pod, self._workers, self._decide) for pod in self._pods if pod.spec.borrowed
@@ -84,6 +86,12 @@ class Agent:
             "kernel": self._no_kernel or "ok",
             "pods": [pod.snapshot() for pod in self._pods],
         }
+
+    def metrics(self) -> bytes:
+        """The same for Prometheus, and more."""
+        from weir.proxy.agentmetrics import page  # an agent that nobody scrapes can do without
+
+        return page(self._pods, len(self._workers.pids), self._no_kernel, self._cold_starts)
 
     async def _tick(self) -> None:
         for number in itertools.count():

@@ -71,6 +71,7 @@ class Borrower:
                 if isinstance(error, holds.LeftToSidecar):
                     pause = LEFT_SECONDS
             except OSError as error:  # it ended while we looked, or we are out of descriptors
+                    self._pod.unheld = "left_to_sidecar"
                 self._cannot(f"can't be borrowed: {error}")
             except Exception:  # one pod must not cost the node its agent: its sidecar serves it
                 log.exception("pod %s", self._pod.spec.name)
@@ -115,7 +116,7 @@ class Borrower:
     def _cannot(self, reason: str) -> None:
         if reason != self._pod.lease:
             log.warning("pod %s: %s", self._pod.spec.name, reason)
-        self._pod.lease = reason
+        self._pod.lease, self._pod.unheld = reason, "looking"
         self._changed(self._pod)
 
     # --- one lease -----------------------------------------------------------------------------
@@ -129,7 +130,7 @@ class Borrower:
         if self._stopped.is_set():
             self._events.put_nowait(Event.GIVE_UP)
         self._pod.describe(hold)
-        self._pod.lease = _RUNG
+        self._pod.lease, self._pod.unheld = _RUNG, "rung"
         loop.add_reader(sock.fileno(), self._readable, sock)
         try:
             while self._policy.phase is not Phase.OVER:
@@ -225,7 +226,7 @@ class Borrower:
         """The worker's, then ours. Idempotent."""
         pod = self._pod
         if not pod.lease:
-            pod.lease = "the lease has ended"
+            pod.lease, pod.unheld = "the lease has ended", "looking"
         if self._tenancy is not None:
             await self._workers.vacate(self._tenancy)
             self._tenancy = None

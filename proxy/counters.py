@@ -6,6 +6,7 @@ a worker says is taken for no more than it is: it reads all traffic of its pods.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeGuard
@@ -112,6 +113,20 @@ class Direct:
                 counters = replace(counters, started=started, integral_ns=integral)
         self.last = counters
         return counters
+
+
+class ColdStarts:
+    """From a container's start until it was ready for the first time, of all pods of a node."""
+
+    BOUNDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(self.BOUNDS) + 1)
+        self.seconds = 0.0
+
+    def record(self, seconds: float) -> None:
+        self.counts[bisect_left(self.BOUNDS, seconds)] += 1
+        self.seconds += seconds
 
 
 _ALWAYS = ("requests", "integral")

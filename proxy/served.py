@@ -14,7 +14,7 @@ from typing import Any
 
 from weir.proxy import neighbours, netns
 from weir.proxy.certificates import Pair
-from weir.proxy.counters import Direct, PodCounters, Relayed
+from weir.proxy.counters import ColdStarts, Direct, PodCounters, Relayed
 from weir.proxy.direct import Offer
 from weir.proxy.holds import Hold
 from weir.proxy.kernel import AttachedPod, Kernel, KernelUnavailable, PodTarget, Steering
@@ -28,6 +28,8 @@ log = logging.getLogger("weir.agent")
 ADOPTION_SECONDS = 10.0
 # a direct request is reset so long after its deadline, which its caller should have kept
 OVERDUE_SECONDS = 60.0
+# a hold that was lent so long after its start at most was nobody's before: its grace is half of it
+FRESH_SECONDS = 1.0
 LOOK_SECONDS = 10.0
 # between two looks at the kernel's counters of a pod that had nothing to count
 IDLE_LOOK_SECONDS = 4.0
@@ -40,7 +42,13 @@ _TLS = "system-internal TLS is on: nothing but the relay can decrypt"
 class ServedPod:
     """One pod's state in the supervisor: kernel path, listeners, what its workers last said."""
 
-    def __init__(self, spec: PodSpec, kernel: Kernel | None, no_kernel: str) -> None:
+    def __init__(
+        self,
+        spec: PodSpec,
+        kernel: Kernel | None,
+        no_kernel: str,
+        cold_starts: ColdStarts | None = None,
+    ) -> None:
         self.spec = spec
         self.ready = False
         self.draining = False
@@ -50,11 +58,17 @@ class ServedPod:
         self.listeners: dict[str, list[socket.socket]] = {}
         self.lease = "looking for hold" if spec.borrowed else ""
         """What keeps a borrowed pod from being served by this agent; empty while it is."""
+        self.unheld = "looking"
+        """That in a word: looking, rung or left_to_sidecar."""
         self.environment: dict[str, str] | None = None
         self.certificate: Pair | None = None
         self.age = 0.0
         self.relayed = Relayed()
         self.direct = Direct()
+        self.cold_start: float | None = None
+        """Seconds from the start of the hold to the first time the pod was ready, where known."""
+        self._cold_starts = cold_starts
+        self._started: float | None = None
         self.offer: str | None = None
         self.refused_word, self.refused = "not_ready", "not ready"
         if spec.borrowed:
@@ -94,10 +108,13 @@ class ServedPod:
         self.environment = hold.environment
         self.certificate = hold.certificate
         self.age = hold.age
+        self._started = time.monotonic() - hold.age
 
     def attach(self) -> None:
         """Count and, once `decide` opens the direct port, steer. What is in the way is a reason."""
         spec = self.spec
+        if self._started is not None and time.monotonic() - self._started > FRESH_SECONDS:
+            self._started = None  # others may have found it ready before
         self._kernel_word, self.no_kernel = "kernel", self._unable
         if spec.netns is None or spec.cgroup is None:
             if not self._unable and spec.borrowed:
@@ -150,6 +167,14 @@ class ServedPod:
             self.attached.open_direct()
             self.offer = str(Offer(spec.direct_port, Timeouts.of(settings)))
         return True
+
+    def found(self, ready: bool) -> None:
+        """What its worker found out."""
+        self.ready = ready
+        if ready and self._started is not None and self.cold_start is None:
+            self.cold_start = time.monotonic() - self._started
+            if self._cold_starts is not None:
+                self._cold_starts.record(self.cold_start)
 
     def worker_died(self, tenancy: str) -> None:
         """Keep the sums of the dead worker; its in-flight requests are gone."""
@@ -206,6 +231,15 @@ class ServedPod:
             self.attached.detach()
             self.attached = None
 
+    @property
+    def lease_state(self) -> str:
+        """In a word: own, held, draining, or what `unheld` says."""
+        if not self.spec.borrowed:
+            return "own"
+        if self.lease:
+            return self.unheld
+        return "draining" if self.draining else "held"
+
     def counted(self) -> PodCounters | None:
         """What came directly while this agent has the pod; after its attachment as it was then."""
         if self.attached is not None:
@@ -234,6 +268,7 @@ class ServedPod:
             "addresses": list(self.spec.addresses),
             "data_port": port,
             "lease": (self.lease or "held") if self.spec.borrowed else "own",
+            "cold_start": self.cold_start,
             "ready": self.ready,
             "draining": self.draining,
             "direct": direct,

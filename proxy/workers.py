@@ -195,7 +195,7 @@ class Workers:
             elif operation == "released":
                 self._over(tenancy)
         elif operation == "ready":
-            pod.ready = message.get("ready") is True
+            pod.found(message.get("ready") is True)
             self._changed(pod)
         elif operation == "draining":
             pod.draining = tenancy.terminating or message.get("draining") is True

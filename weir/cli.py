@@ -170,6 +170,7 @@ def _agent(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     add = parser.add_argument
     add("--pods", type=Path, required=True, metavar="FILE", help="the pods (JSON)")
     add("--status", type=Path, metavar="SOCKET", help="unix socket that answers with JSON status")
+    add("--metrics", metavar="[HOST:]PORT", help="serve /metrics for Prometheus (default: no)")
     add("--workers", type=int, default=1, metavar="N", help="relay worker processes (default 1)")
     add(
         "--pins",
@@ -205,6 +206,9 @@ def _call_agent(args: "argparse.Namespace") -> int:
         return fail(str(e))
     if args.workers < 1:
         return fail(f"--workers {args.workers}: at least 1")
+    host, _, port = (args.metrics or "1").rpartition(":")
+    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        return fail(f"--metrics {args.metrics}: write PORT, or HOST:PORT")
     kernel, why = None, ""
     try:
         kernel = Kernel.load(root=args.pins, loader=args.loader)
@@ -221,6 +225,12 @@ def _call_agent(args: "argparse.Namespace") -> int:
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         agent = Agent(pods, kernel, why, args.workers)
         status = await serve_status(args.status, agent.snapshot) if args.status else None
+        scraped = None
+        if args.metrics:
+            from weir.proxy import agentmetrics
+
+            page = agentmetrics.serve(host.strip("[]"), int(port), agent.metrics)
+            scraped = asyncio.create_task(page)
         try:
             await agent.run(stop)
         except OSError as e:
@@ -228,6 +238,8 @@ def _call_agent(args: "argparse.Namespace") -> int:
         finally:
             if status is not None:
                 status.close()
+            if scraped is not None:
+                scraped.cancel()
         return 0
 
     try:

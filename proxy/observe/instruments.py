@@ -78,12 +78,15 @@ class Family(Generic[_CellT]):
     def text(self, common: Labels = ()) -> Iterator[str]:
         """Lines without their newlines; `common` labels are added to every series."""
         if self.series:
-            yield f"# HELP {self.name} {self.help}"
-            yield f"# TYPE {self.name} {self.kind}"
+            yield from self.heading()
             for key in sorted(self.series):
-                yield from self._lines(written(sorted((*key, *common))), self.series[key])
+                yield from self.lines(written(sorted((*key, *common))), self.series[key])
 
-    def _lines(self, labels: str, cell: _CellT) -> Iterable[str]:
+    def heading(self) -> tuple[str, str]:
+        return f"# HELP {self.name} {self.help}", f"# TYPE {self.name} {self.kind}"
+
+    def lines(self, labels: str, cell: _CellT) -> Iterable[str]:
+        """Of one series, whose labels are `written` already."""
         raise NotImplementedError
 
 
@@ -98,7 +101,7 @@ class HistogramFamily(Family[Cell]):
     def _new(self) -> Cell:
         return Cell(self.bounds)
 
-    def _lines(self, labels: str, cell: Cell) -> Iterable[str]:
+    def lines(self, labels: str, cell: Cell) -> Iterable[str]:
         start = f"{self.name}_bucket{{{labels}{',' if labels else ''}le="
         totals = list(accumulate(cell.counts))
         for edge, total in zip(self._edges, totals, strict=True):
@@ -115,7 +118,7 @@ class ValueFamily(Family[Value]):
     def _new(self) -> Value:
         return Value()
 
-    def _lines(self, labels: str, cell: Value) -> Iterable[str]:
+    def lines(self, labels: str, cell: Value) -> Iterable[str]:
         yield f"{self.name}{{{labels}}} {shortest(cell.value)}"
 
 

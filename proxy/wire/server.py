@@ -65,6 +65,7 @@ class ServerConnection:
         "_http2",
         "_lingering",
         "_made",
+        "_most_head",
         "_open",
         "_patience",
         "_rest",
@@ -90,14 +91,17 @@ class ServerConnection:
         gone: Callable[[ServerConnection], None],
         http2: Http2 | None = None,
         patience: float | None = None,
+        most_head: int = contract.MAX_HEAD_BYTES,
     ) -> None:
-        """`patience`: seconds for a head to come, if not those of the data port."""
+        """`patience`: seconds for a head to come, if not those of the data port; `most_head`: its
+        bytes."""
         self._service = service
         self._gone = gone
         self._http2 = http2
         self._patience = contract.READ_HEAD_SECONDS if patience is None else patience
         self._successor: Handler | None = None
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
+        self._most_head = most_head
         self._made = False
         self._unwanted = False  # closed before it was made: accepting and making are two steps
         self._body: BodyReader | None = None
@@ -301,7 +305,7 @@ class ServerConnection:
                 self._http2(self._transport, data)
                 return b""
         end += 4
-        if end > contract.MAX_HEAD_BYTES:
+        if end > self._most_head:
             raise Malformed("head", 431, b"Request Header Fields Too Large")
         piece = rest = b""
         if end == len(data):
@@ -345,7 +349,7 @@ class ServerConnection:
         return rest or b""
 
     def _unfinished(self, start: bytearray) -> None:
-        if len(start) > contract.MAX_HEAD_BYTES:
+        if len(start) > self._most_head:
             raise Malformed("head", 431, b"Request Header Fields Too Large")
         if self._http2 is None or not HTTP2_PREFACE.startswith(start):
             check_start(start)
