@@ -176,6 +176,24 @@ class Relayed:
         return list(map(sum, zip(self._earlier_latency, *self._latency.values(), strict=True)))
 
 
+class Shown:
+    """What a worker last told of the metrics it showed, in pieces; for the next one, unread."""
+
+    MOST = 64 << 10
+
+    def __init__(self) -> None:
+        self.text = ""
+        self._begun = ""
+
+    def take(self, piece: Any, last: bool) -> None:
+        """One after the other; the text changes with the last one. Nonsense is no text."""
+        self._begun += piece if isinstance(piece, str) else ""
+        if len(self._begun) > self.MOST:
+            self._begun = self.text = ""
+        elif last:
+            self.text, self._begun = self._begun, ""
+
+
 def is_count(value: Any) -> bool:
     """A number that sums can bear, unlike NaN or an integer of a thousand digits."""
     return isinstance(value, int | float) and 0 <= value < 1e18

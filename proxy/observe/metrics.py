@@ -14,9 +14,11 @@ from weir.proxy.exchange import Client, Exchange, Head
 from weir.proxy.observe import outcome
 from weir.proxy.observe.instruments import (
     Cell,
+    Family,
     HistogramFamily,
     Labels,
     Names,
+    Value,
     ValueFamily,
     label,
     render,
@@ -109,6 +111,12 @@ class RequestMetrics:
                 "http_client_request_body_size_bytes", "Size of HTTP client request bodies.", BYTES
             ),
         )
+        self.families: list[Family[Cell] | Family[Value]] = [
+            *self.client,
+            *self.server,
+            self.invocation,
+            self.queue_depth,
+        ]
         self._hosts = Names()
         self._tags = Names()
         self._inbound: dict[Exchange, bytes] = {}

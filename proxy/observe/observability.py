@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 from weir.proxy import contract
 from weir.proxy.environment import SidecarSettings
@@ -22,15 +23,21 @@ from weir.proxy.exchange import Observer
 from weir.proxy.observe.failures import FailureLog
 from weir.proxy.policy.deadlines import Timeouts
 
+if TYPE_CHECKING:
+    from weir.proxy.observe.instruments import Cell, Family, Labels, Value
+
 log = logging.getLogger("weir.observe")
 
 
 class Observability:
-    """`observers` for the relay; `render` the page of 9091, None if there is none."""
+    """`observers` for the relay; `render` the page of 9091, None if there is none; `families` what
+    is on it, `labels` what all of that has."""
 
     def __init__(self) -> None:
         self.observers: list[Observer] = []
         self.render: Callable[[], bytes] | None = None
+        self.families: list[Family[Cell] | Family[Value]] = []
+        self.labels: Labels = ()
         self._starts: list[Callable[[], None]] = []
         self._stops: list[Callable[[], object]] = []
         self._flushes: list[Callable[[float], Awaitable[None]]] = []
@@ -92,6 +99,7 @@ def _prometheus(
 
         recorded = RequestMetrics(revision.user_port, revision.container_concurrency, in_line)
         made.observers.append(recorded)
+        made.families = recorded.families
         info = target_info(settings)
         lines = lambda: recorded.lines() + info  # noqa: E731
     else:
@@ -99,6 +107,7 @@ def _prometheus(
 
         before = RevisionMetrics(revision, in_line)
         made.observers.append(before)
+        made.families, made.labels = before.families, before.common
         lines = before.lines
     made.render = lambda: "\n".join([*lines(), ""]).encode("utf-8", "replace")
 

@@ -11,6 +11,7 @@ from weir.proxy.exchange import Client, Exchange, Head
 from weir.proxy.observe import outcome
 from weir.proxy.observe.instruments import (
     Cell,
+    Family,
     HistogramFamily,
     Labels,
     Names,
@@ -36,7 +37,7 @@ class RevisionMetrics:
     def __init__(self, revision: RevisionSettings, in_line: Callable[[], int]) -> None:
         self._limit = revision.container_concurrency
         self._in_line = in_line
-        self._common: tuple[tuple[str, str], ...] = (
+        self.common: Labels = (
             ("configuration_name", revision.configuration),
             ("container_name", "queue-proxy"),
             ("namespace_name", revision.namespace),
@@ -63,6 +64,13 @@ class RevisionMetrics:
         self.queue_depth = ValueFamily(
             "revision_queue_depth", "The number of items queued at this queue proxy.", "gauge"
         )
+        self.families: list[Family[Cell] | Family[Value]] = [
+            self.requests,
+            self.latencies,
+            self.app_requests,
+            self.app_latencies,
+            self.queue_depth,
+        ]
         self._no_code = self._labels(("response_code", ""), ("response_code_class", ""))
         self._gauge: Value | None = None
         self._tags = Names()
@@ -114,7 +122,7 @@ class RevisionMetrics:
 
     # --- label sets ----------------------------------------------------------------------------
     def _labels(self, *labels: tuple[str, str]) -> Labels:
-        return tuple(sorted((*self._common, *labels)))
+        return tuple(sorted((*self.common, *labels)))
 
     def _new_cells(
         self, key: tuple[object, ...], status: int, seen: dict[bytes, bytes]
@@ -136,15 +144,7 @@ class RevisionMetrics:
 
     # --- text ------------------------------------------------------------------------------------
     def lines(self) -> list[str]:
-        return render(
-            [
-                self.requests,
-                self.latencies,
-                self.app_requests,
-                self.app_latencies,
-                self.queue_depth,
-            ]
-        )
+        return render(self.families)
 
 
 def _code(status: int) -> tuple[tuple[str, str], tuple[str, str]]:
