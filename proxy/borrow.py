@@ -64,6 +64,8 @@ class Borrower:
                 if not self._workers.pids:
                     raise NoHold("no relay worker serves (yet)")
                 self._hold = holds.find(self._pod.spec)
+                if self._workers.crowded(self._pod):
+                    raise NoHold("its earlier leases are not over: connections are still open")
                 await self._borrow(self._hold)
                 pause = AGAIN_SECONDS
             except NoHold as error:

@@ -6,22 +6,21 @@ and which pods are better left to their sidecar. Ringing is `proxy.lease`.
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
-from weir.proxy import certificates, control, lease, listeners, neighbours
+from weir.proxy import certificates, lease, listeners, neighbours
 from weir.proxy.certificates import Pair
 from weir.proxy.environment import EnvironmentFault, SidecarSettings, read_environment
 from weir.proxy.lease import NoHold
 from weir.proxy.pod import PodSpec
 
-MAX_ENVIRONMENT = control.MAX_MESSAGE - 2 * certificates.MAX_BYTES - 4096
-"""Bytes as JSON: it goes to a worker in one message, with a certificate and a little more."""
+MAX_ENVIRONMENT = 2 << 20
+"""Bytes: what Linux allows with the usual stack limit (execve(2)). To have more takes intent."""
 _RIGHTS = "(CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH?)"
 
 
@@ -119,11 +118,12 @@ def _readable(pid: int) -> bool:
 
 def _read(pid: int, process: int) -> Hold:
     folder = Path(f"/proc/{pid}")
-    raw = (folder / "environ").read_bytes()
-    environment = dict(text.split("=", 1) for text in os.fsdecode(raw).split("\0") if "=" in text)
-    size = len(json.dumps(environment))
-    if size > MAX_ENVIRONMENT:
-        raise LeftToSidecar(f"its environment has {size} bytes, over {MAX_ENVIRONMENT}")
+    with (folder / "environ").open("rb") as file:
+        raw = file.read(MAX_ENVIRONMENT + 1)
+    if len(raw) > MAX_ENVIRONMENT:
+        raise LeftToSidecar(f"its environment has more than {MAX_ENVIRONMENT} bytes")
+    texts = os.fsdecode(raw).split("\0")
+    environment = _Asked(dict(text.split("=", 1) for text in texts if "=" in text))
     try:
         settings = read_environment(environment)
     except EnvironmentFault as error:
@@ -143,7 +143,27 @@ def _read(pid: int, process: int) -> Hold:
     if not lease.alive(process):  # so what was read may be another's
         os.close(namespace)
         raise NoHold("hold ended just now")
-    return Hold(process, namespace, environment, settings, max(age, 0.0), pid, certificate)
+    asked = environment.asked
+    return Hold(process, namespace, asked, settings, max(age, 0.0), pid, certificate)
+
+
+class _Asked(Mapping[str, str]):
+    """Variables, and those of them that were `asked` for. What else there is may be much, such as
+    the addresses of all Services of the namespace."""
+
+    def __init__(self, variables: dict[str, str]) -> None:
+        self._all = variables
+        self.asked: dict[str, str] = {}
+
+    def __getitem__(self, name: str) -> str:
+        value = self.asked[name] = self._all[name]
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)
 
 
 def _better_with_the_sidecar(settings: SidecarSettings) -> str:

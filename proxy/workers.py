@@ -13,12 +13,14 @@ import logging
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from weir.proxy import netns
 from weir.proxy.control import MAX_DESCRIPTORS, Channel, Message
 from weir.proxy.holds import Hold
+from weir.proxy.policy.budget import Pace
 from weir.proxy.served import ServedPod
 from weir.proxy.tenancy import Tenancy
 
@@ -31,6 +33,13 @@ VACATE_SECONDS = 5.0
 MISSED_LOOKS = 10
 """So many looks without a word end a worker, which a node that is merely busy must not cause. Looks
 and not seconds: a supervisor that was stopped itself must not blame its workers."""
+MAX_TENANCIES = 16
+"""Of a pod that changes hands faster than its requests end."""
+SAID_PER_SECOND, SAID_AT_ONCE = 2000.0, 8000.0
+"""What a worker may say, in messages and kilobytes: four times what it has to say for 256 pods that
+are all busy."""
+SOCKETS_PER_SECOND, SOCKETS_AT_ONCE = 16_000.0, 32_000.0
+"""More than a worker can connect."""
 # a number of its own, above the ranges that distributions and systemd hand out
 WORKER_UID = 64830
 WORKER_MEMORY = 1 << 30
@@ -67,6 +76,10 @@ class Workers:
             if worker is not None and worker.silent():
                 log.error("relay worker %d does not answer: killing it", worker.pid)
                 worker.kill()
+
+    def crowded(self, pod: ServedPod) -> bool:
+        """Are too many of its earlier leases still not over? Each costs descriptors."""
+        return sum(t.pod is pod for t in self._tenancies.values()) >= MAX_TENANCIES
 
     def adopt(self, pod: ServedPod, hold: Hold | None = None) -> Tenancy:
         """Have the pod's listeners accepted on, by the worker that has the fewest pods.
@@ -126,6 +139,8 @@ class Workers:
         tenancy.worker = min(load, key=lambda worker: load[worker], default=None)
         if tenancy.worker is not None:
             tenancy.worker.send(*tenancy.adoption())
+            if tenancy.shown.text:
+                self._say(tenancy, {"op": "resume", "text": tenancy.shown.text})
 
     async def _start(self, index: int) -> None:
         worker = WorkerProcess(self._message, self._ended)
@@ -188,7 +203,7 @@ class Workers:
         if operation == "report" and isinstance(message.get("counters"), dict):
             pod.relayed.report(tenancy.id, message["counters"])
         elif operation == "need":
-            self._give_sockets(tenancy, message.get("count"))
+            self._give_sockets(worker, tenancy, message.get("count"))
         elif tenancy.leaving:
             if operation == "closed":
                 tenancy.closed.set()
@@ -200,14 +215,20 @@ class Workers:
         elif operation == "draining":
             pod.draining = tenancy.terminating or message.get("draining") is True
             self._changed(pod)
+        elif operation == "shown":
+            tenancy.shown.take(message.get("piece"), message.get("last") is True)
         elif operation == "drained" and tenancy.terminating:
             tenancy.drained.set()
 
-    def _give_sockets(self, tenancy: Tenancy, count: Any) -> None:
+    def _give_sockets(self, worker: WorkerProcess, tenancy: Tenancy, count: Any) -> None:
         namespace = tenancy.netns
         if namespace is None:
             return
         wanted = min(max(count, 1), MAX_DESCRIPTORS) if isinstance(count, int) else 1
+        if not worker.sockets.spend(wanted, time.monotonic()):
+            log.error("relay worker %d asks for too many sockets", worker.pid)
+            worker.give_up()
+            return
         sockets: list[socket.socket] = []
         try:
             sockets = netns.tcp_sockets(namespace, wanted)
@@ -228,6 +249,7 @@ class WorkerProcess:
     ) -> None:
         self.pid = 0
         self.serving = False  # it has dropped its privileges and said so
+        self.sockets = Pace(SOCKETS_PER_SECOND, SOCKETS_AT_ONCE)
         self._missed = 0
         self._receive = receive
         self._ended = ended
@@ -247,7 +269,7 @@ class WorkerProcess:
                 pass_fds=[theirs.fileno()],
             )
         self.pid = self._process.pid
-        self._channel = Channel(ours, self._message, self._gone)
+        self._listen(ours)
 
     def send(self, message: Message, sockets: Sequence[socket.socket] = ()) -> None:
         """Nothing is sent to a worker that is gone."""
@@ -264,6 +286,12 @@ class WorkerProcess:
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
 
+    def give_up(self) -> None:
+        """Hear no more of it; it is ended like one that died."""
+        if self._channel is not None:
+            self._channel.close()
+        self._ended(self)
+
     async def stop(self) -> None:
         """Close the channel, which ends the worker, and reap it."""
         if self._channel is not None:
@@ -275,12 +303,15 @@ class WorkerProcess:
                 self.kill()
                 await self._process.wait()
 
+    def _listen(self, ours: socket.socket) -> None:
+        pace = Pace(SAID_PER_SECOND, SAID_AT_ONCE)
+        peer = f"relay worker {self.pid}"
+        self._channel = Channel(ours, self._message, self._gone, peer=peer, pace=pace)
+
     def _gone(self) -> None:
         self._ended(self)
 
-    def _message(self, message: Message, descriptors: list[int]) -> None:
-        for descriptor in descriptors:  # a worker has nothing to hand us
-            os.close(descriptor)
+    def _message(self, message: Message, _: list[int]) -> None:
         self.serving = True
         self._missed = 0
         self._receive(self, message)

@@ -6,7 +6,16 @@ import socket
 
 import pytest
 
-from weir.proxy.control import MAX_MESSAGE, MAX_QUEUED_DESCRIPTORS, Channel, Message
+from weir.proxy import control
+from weir.proxy.control import (
+    MAX_MESSAGE,
+    MAX_QUEUED_BYTES,
+    MAX_QUEUED_DESCRIPTORS,
+    MAX_SAID,
+    Channel,
+    Message,
+)
+from weir.proxy.policy.budget import Pace
 
 
 class End:
@@ -96,10 +105,13 @@ async def test_a_side_that_can_not_handle_a_message_ends_instead_of_going_on_hal
     await a.gone.wait()
 
 
-async def test_a_message_over_the_limit_is_refused_with_its_operation() -> None:
+async def test_a_message_over_the_limit_is_refused_with_its_operation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(control, "MAX_ENCLOSED", 100_000)
     a, b = pair()
     with pytest.raises(ValueError, match="'adopt'"):
-        a.channel.send({"op": "adopt", "padding": "x" * MAX_MESSAGE})
+        a.channel.send({"op": "adopt", "padding": "x" * 100_000})
     a.channel.close()
     b.channel.close()
 
@@ -149,3 +161,103 @@ async def test_a_side_that_asks_for_descriptors_and_takes_none_is_given_up() -> 
     right.close()
     b.channel.close()
     assert len(os.listdir("/proc/self/fd")) == before - 2
+
+
+async def test_a_large_message_arrives_whole_between_small_ones_with_its_descriptors() -> None:
+    a, b = pair()
+    before = len(os.listdir("/proc/self/fd"))
+    left, right = socket.socketpair()
+    padding = "x" * 4 * MAX_MESSAGE
+    a.channel.send({"number": 1})
+    a.channel.send({"number": 2, "padding": padding}, [right])
+    a.channel.send({"number": 3})
+    await b.wait_for(3)
+    assert [message["number"] for message, _ in b.messages] == [1, 2, 3]
+    message, descriptors = b.messages[1]
+    assert message["padding"] == padding
+    with socket.socket(fileno=descriptors[0]) as received:
+        received.sendall(b"hello")
+        assert left.recv(5) == b"hello"
+    left.close()
+    right.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+    a.channel.close()
+    b.channel.close()
+
+
+async def test_a_side_that_never_reads_is_given_up_before_what_it_is_told_fills_the_memory() -> (
+    None
+):
+    a, b = pair()
+    b.channel._loop.remove_reader(b.channel._sock.fileno())
+    sent = 0
+    while not a.gone.is_set():
+        a.channel.send({"op": "direct", "padding": "x" * 50_000})
+        sent += 50_000
+        assert sent < 2 * MAX_QUEUED_BYTES
+        await asyncio.sleep(0)
+    b.channel.close()
+
+
+def untrusted(rate: float, burst: float) -> tuple[socket.socket, list[Message], asyncio.Event]:
+    """Our raw end, and what the trusting side heard until it had enough."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    heard: list[Message] = []
+    gone = asyncio.Event()
+    Channel(
+        theirs,
+        lambda message, _: heard.append(message),
+        gone.set,
+        peer="the worker",
+        pace=Pace(rate, burst),
+    )
+    return ours, heard, gone
+
+
+async def test_who_is_not_trusted_is_cut_off_when_it_talks_too_much_and_the_log_says_who(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ours, heard, gone = untrusted(rate=0.001, burst=100)
+    for _ in range(120):
+        ours.send(b"{}")
+    await gone.wait()
+    assert 90 < len(heard) <= 100
+    assert caplog.messages == ["the worker talks too much"]
+    ours.close()
+
+
+async def test_long_messages_of_who_is_not_trusted_count_for_more() -> None:
+    ours, heard, gone = untrusted(rate=0.001, burst=100)
+    for _ in range(12):
+        ours.send(b'{"padding": "%s"}' % (b"x" * 9000))
+    await gone.wait()
+    assert 5 < len(heard) <= 10
+    ours.close()
+
+
+async def test_a_message_that_is_too_long_ends_the_channel_of_who_is_not_trusted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ours, heard, gone = untrusted(rate=1000, burst=1000)
+    ours.send(b'"%s"' % (b"x" * MAX_SAID))
+    await gone.wait()
+    assert not heard
+    assert str(MAX_SAID) in caplog.messages[0]
+    ours.close()
+
+
+async def test_descriptors_of_who_is_not_trusted_are_never_taken() -> None:
+    ours, heard, _ = untrusted(rate=1000, burst=1000)
+    left, right = socket.socketpair()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        socket.send_fds(ours, [b"{}"], [right.fileno()] * 200)
+    # what looks like a large message would be read from a descriptor
+    socket.send_fds(ours, [b"@"], [right.fileno()])
+    async with asyncio.timeout(10):
+        while len(heard) < 3:
+            await asyncio.sleep(0)
+    # but the channel's own end, which that has closed
+    assert before - 1 <= len(os.listdir("/proc/self/fd")) <= before
+    for sock in (ours, left, right):
+        sock.close()
