@@ -182,16 +182,21 @@ class Shown:
     MOST = 64 << 10
 
     def __init__(self) -> None:
-        self.text = ""
+        self._text = ""
         self._begun = ""
 
     def take(self, piece: Any, last: bool) -> None:
         """One after the other; the text changes with the last one. Nonsense is no text."""
         self._begun += piece if isinstance(piece, str) else ""
         if len(self._begun) > self.MOST:
-            self._begun = self.text = ""
+            self._begun = self._text = ""
         elif last:
-            self.text, self._begun = self._begun, ""
+            self._text, self._begun = self._begun, ""
+
+    def handed_on(self) -> str:
+        """To another worker, which begins anew."""
+        self._begun = ""
+        return self._text
 
 
 def is_count(value: Any) -> bool:

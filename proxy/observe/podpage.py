@@ -44,6 +44,7 @@ class PodPage:
         self._tell = tell
         self.direct = DirectSeries(seen.labels)
         self._page, self._until = b"", 0.0
+        self._told = ""
 
     def render(self) -> bytes:
         now = time.monotonic()
@@ -51,7 +52,11 @@ class PodPage:
             self._page = self._render() + self.direct.text()
             self._until = now + PAGE_SECONDS
             text = written_down(self._families)
-            self._tell(text if len(text) <= MOST_TOLD else "")
+            if len(text) > MOST_TOLD:
+                text = ""
+            if text != self._told:
+                self._told = text
+                self._tell(text)
         return self._page
 
     def resume(self, text: str) -> None:
