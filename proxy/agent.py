@@ -109,7 +109,8 @@ class Agent:
                 pod.backstop(now)
                 load = pod.direct_load(now)
                 if load is not None:
-                    self._workers.tell(pod, {"op": "direct", "load": load})
+                    told = {"op": "direct", "load": load, "counted": pod.told()}
+                    self._workers.tell(pod, told)
             await asyncio.sleep(TICK_SECONDS)
 
     def _decide(self, pod: ServedPod) -> None:

@@ -249,6 +249,11 @@ class ServedPod:
                 log.debug("pod %s: its counters can't be read: %s", self.spec.name, e)
         return self.direct.last
 
+    def told(self) -> dict[str, Any] | None:
+        """What came directly, for the pod's own metrics; None if there are none, or it can't."""
+        counted = self.counted() if "metrics" in self.listeners else None
+        return None if counted is None else counted.told()
+
     def snapshot(self) -> dict[str, Any]:
         """What the status API and `weir run` show; times in seconds, `direct` from the kernel."""
         data = self.listeners.get("data")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from weir.proxy.certificates import Pair
 from weir.proxy.control import Message
+from weir.proxy.counters import Shown
 from weir.proxy.holds import Hold
 from weir.proxy.served import ServedPod
 
@@ -34,6 +35,7 @@ class Tenancy:
         self.terminating = False
         """The pod was told to end; the worker drains it as a queue-proxy would."""
         self.leaving = False
+        self.shown = Shown()
         self.drained = asyncio.Event()
         self.closed = asyncio.Event()
         """No worker has a listener of it (any more)."""
@@ -57,6 +59,7 @@ class Tenancy:
         else:  # the contract's own form of all settings, which is known to be readable
             message |= {"environment": pod.environment, "age": pod.age}
             message["certificate"] = pod.certificate
+            message["counted"] = pod.told()
         return message, [sock for listeners in pod.listeners.values() for sock in listeners]
 
     def renewed(self) -> Pair | None:

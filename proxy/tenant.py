@@ -16,16 +16,18 @@ import time
 from collections import deque
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from weir.proxy import contract
 from weir.proxy.certificates import Pair, in_memory, rewrite
 from weir.proxy.control import Channel
 from weir.proxy.environment import SidecarSettings
 from weir.proxy.observe.observability import observers_for
+from weir.proxy.observe.podpage import PodPage
 from weir.proxy.podserver import DirectLoad, PodServer, Role
 from weir.proxy.policy.drain import Phase
-from weir.proxy.probes import Prober
 from weir.proxy.policy.histogram import FOLD
+from weir.proxy.probes import Prober
 from weir.proxy.relay import Relay, RelayCounters
 from weir.proxy.tls import TlsFault, TlsPort
 from weir.proxy.tls_settings import TlsSettings
@@ -38,6 +40,8 @@ PROBE_PERIOD_SECONDS = 10.0  # kubelet's default readiness period
 LINGER_SECONDS = 5.0
 """How long clients may go on using a connection after the pod went to another agent."""
 POLL_SECONDS = 0.05
+PIECE = 6000
+"""Characters, of which JSON may double each; see control.MAX_SAID."""
 
 
 class Tenant:
@@ -64,6 +68,8 @@ class Tenant:
         self._channel = channel
         self._stock: deque[socket.socket] = deque()
         self._asked = False
+        self._stocked = asyncio.Event()
+        self._alone = False  # no supervisor, and so no more sockets
         self._waiting: deque[asyncio.Future[socket.socket]] = deque()
         periods = [probe.period for probe in revision.probes if probe.period]
         self._period = min(periods, default=PROBE_PERIOD_SECONDS)
@@ -71,17 +77,18 @@ class Tenant:
         self._files: list[Path] = []
         self._prober = Prober(revision, self._dial)
         self.relay = Relay(revision, dial=self._dial, prober=self._prober, offer=lambda: self.offer)
-        render = None
+        self.page: PodPage | None = None
         if isinstance(settings, SidecarSettings):
             seen = observers_for(settings, in_line=lambda: self.relay.in_line)
             self.relay.observers += seen.observers
-            render = seen.render
+            if seen.render is not None:
+                self.page = PodPage(seen, self._shown)
             if pair is not None:
                 self._secure(settings.tls, pair)
         self._server = PodServer(
             self.relay,
             uptime_from=time.monotonic() - age,
-            render=render,
+            render=None if self.page is None else self.page.render,
             secure=None if self._tls is None else self._tls.secure,
             phase_changed=self._phase_changed,
         )
@@ -89,6 +96,9 @@ class Tenant:
     async def serve(self, listeners: dict[Role, list[socket.socket]]) -> None:
         """Accept on the listeners and watch the user container's readiness, until cancelled."""
         try:
+            if self._foreign:  # who can't reach the user container does not accept for it
+                self._ask()
+                await self._stocked.wait()
             for role, listening in listeners.items():
                 for listener in listening:
                     await self._accept(role, listener)
@@ -155,8 +165,11 @@ class Tenant:
             log.warning("pod %s: upgraded connections are cut: they did not end", self.name)
             self.relay.abort()
 
-    def direct(self, load: list[float]) -> None:
-        """What the kernel counted in the last second: average, requests, in flight."""
+    def direct(self, load: list[float], counted: dict[str, Any] | None) -> None:
+        """What the kernel counted in the last second: average, requests, in flight; and so far,
+        for a pod with metrics."""
+        if self.page is not None and counted is not None:
+            self.page.direct.told = counted
         average, requests, in_flight = load
         now = time.monotonic()
         self._server.direct_load = DirectLoad(average, requests, int(in_flight), now)
@@ -166,6 +179,7 @@ class Tenant:
     def stock(self, sockets: list[socket.socket]) -> None:
         """Sockets from the supervisor; waiting dials are served first. None at all: it has none."""
         self._asked = False
+        self._stocked.set()
         if not sockets:
             error = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             while self._waiting:
@@ -180,6 +194,11 @@ class Tenant:
         if self._waiting:
             self._ask()
 
+    def alone(self) -> None:
+        """The supervisor is gone: what is in flight has the sockets that are here."""
+        self._alone = True
+        self.stock([])
+
     def report(self) -> None:
         """Tell the counters, if anything happened since the last time."""
         pulse = self.relay.pulse
@@ -188,6 +207,13 @@ class Tenant:
             counters = self.relay.counters()
             told = {**numbers(counters), "latency": FOLD.of(counters.latency.counts)}
             self._channel.send({"op": "report", "pod": self.name, "counters": told})
+
+    def _shown(self, text: str) -> None:
+        """Tell what is about to be shown, in pieces that one message may have."""
+        for start in range(0, max(len(text), 1), PIECE):
+            last = start + PIECE >= len(text)
+            piece = text[start : start + PIECE]
+            self._channel.send({"op": "shown", "pod": self.name, "piece": piece, "last": last})
 
     def _secure(self, settings: TlsSettings, pair: Pair) -> None:
         self._files = [in_memory(text) for text in pair]
@@ -213,6 +239,8 @@ class Tenant:
             self._ask()
         if self._stock:
             return self._stock.popleft()
+        if self._alone:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         future: asyncio.Future[socket.socket] = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
         return await future
@@ -230,5 +258,5 @@ def numbers(counters: RelayCounters) -> dict[str, float]:
     """The counters as the supervisor takes them: flat, and nothing but numbers."""
     flat = {n: v for n, v in asdict(counters).items() if isinstance(v, int | float)}
     flat |= {f"{i}xx": count for i, count in enumerate(counters.statuses, 1)}
-    return flat | {"p50": counters.quantile(0.5), "p99": counters.quantile(0.99)}
     flat["seconds"] = round(FOLD.seconds(counters.latency.counts), 6)
+    return flat | {"p50": counters.quantile(0.5), "p99": counters.quantile(0.99)}

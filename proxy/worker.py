@@ -6,7 +6,6 @@ and "give me sockets". It reads all traffic, so it may do nothing else: its own 
 capabilities, no new privileges, bounded memory.
 """
 
-import argparse
 import asyncio
 import contextlib
 import ctypes
@@ -52,6 +51,8 @@ class Worker:
             self._report()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._gone.wait(), REPORT_SECONDS)
+        for tenant, _ in self._tenants.values():
+            tenant.alone()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_SECONDS), asyncio.TaskGroup() as group:
                 for tenant, _ in self._tenants.values():
@@ -87,7 +88,9 @@ class Worker:
         elif message["op"] == "offer":
             tenant.offer = message["value"]
         elif message["op"] == "direct":
-            tenant.direct(message["load"])
+            tenant.direct(message["load"], message.get("counted"))
+        elif message["op"] == "resume" and tenant.page is not None:
+            tenant.page.resume(message["text"])
         elif message["op"] == "certificate":
             tenant.renew(*message["pair"])
         elif message["op"] == "terminate":
@@ -109,6 +112,8 @@ class Worker:
         pair = message.get("certificate")
         tenant = Tenant(name, settings, message["foreign"], self._channel, age, pair)
         tenant.offer = message["offer"]
+        if tenant.page is not None:
+            tenant.page.direct.told = message.get("counted")
         listeners: dict[Role, list[socket.socket]] = {}
         for role, sock in zip(message["roles"], sockets, strict=True):
             listeners.setdefault(Role(role), []).append(sock)
@@ -159,20 +164,17 @@ def drop_privileges(uid: int, memory: int) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Started by the supervisor as `python -m weir.proxy.worker`, never by hand."""
-    parser = argparse.ArgumentParser(prog="weir-worker")
-    parser.add_argument("--channel", type=int, required=True)
-    parser.add_argument("--uid", type=int, default=0)
-    parser.add_argument("--memory", type=int, default=1 << 30)
-    args = parser.parse_args(argv)
+    """Started by the supervisor as `python -m weir.proxy.worker CHANNEL UID MEMORY`: a descriptor,
+    whom to become, bytes."""
+    channel, uid, memory = map(int, argv)
     # the supervisor decides when to stop; Ctrl-C in a terminal reaches the whole process group
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sockets.raise_open_files()
     # after all imports: an unprivileged uid may not be able to read where Weir is installed
-    drop_privileges(args.uid, args.memory)
+    drop_privileges(uid, memory)
 
     async def run() -> None:
-        await Worker(socket.socket(fileno=args.channel)).run()
+        await Worker(socket.socket(fileno=channel)).run()
 
     uvloop.run(run())
     return 0

@@ -139,8 +139,8 @@ class Workers:
         tenancy.worker = min(load, key=lambda worker: load[worker], default=None)
         if tenancy.worker is not None:
             tenancy.worker.send(*tenancy.adoption())
-            if tenancy.shown.text:
-                self._say(tenancy, {"op": "resume", "text": tenancy.shown.text})
+            if text := tenancy.shown.handed_on():
+                self._say(tenancy, {"op": "resume", "text": text})
 
     async def _start(self, index: int) -> None:
         worker = WorkerProcess(self._message, self._ended)
@@ -260,11 +260,10 @@ class WorkerProcess:
         """Raises OSError when the interpreter can't be started."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
+            uid = WORKER_UID if os.geteuid() == 0 else 0
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *("-P", "-m", "weir.proxy.worker", "--channel", str(theirs.fileno())),
-                *("--uid", str(WORKER_UID if os.geteuid() == 0 else 0)),
-                *("--memory", str(WORKER_MEMORY)),
+                *(sys.executable, "-P", "-m", "weir.proxy.worker"),
+                *map(str, (theirs.fileno(), uid, WORKER_MEMORY)),
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
             )
