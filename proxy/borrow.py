@@ -71,9 +71,9 @@ class Borrower:
             except NoHold as error:
                 self._cannot(str(error))
                 if isinstance(error, holds.LeftToSidecar):
+                    self._pod.unheld = "left_to_sidecar"
                     pause = LEFT_SECONDS
             except OSError as error:  # it ended while we looked, or we are out of descriptors
-                    self._pod.unheld = "left_to_sidecar"
                 self._cannot(f"can't be borrowed: {error}")
             except Exception:  # one pod must not cost the node its agent: its sidecar serves it
                 log.exception("pod %s", self._pod.spec.name)
