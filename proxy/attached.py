@@ -163,7 +163,8 @@ class AttachedPod:
         """What reaches the app's listener now. Attaches the tc variant when an MPTCP listener
         needs it, and takes it off when the app listens on plain TCP again. Raises OSError when
         the pod's interface isn't there."""
-        ipv4 = self._has_ipv4()  # or else an IPv4 listener is of no use to anybody
+        # without an address of that kind an IPv4 listener is of no use to anybody
+        ipv4 = any("." in address for address in self.target.addresses)
         if any(ipv4 or key["family"] == socket.AF_INET6 for key, _ in self._entries()):
             self._detach_tc()
             return "sk_lookup"
@@ -382,11 +383,10 @@ class AttachedPod:
         if not refused:
             meter = self._meter("refused")
             refused = meter is not None and meter["refused"] > 0
-        tables = ("tcp", "tcp6") if self._has_ipv4() else ("tcp6",)
-        return refused and bool(listeners.inodes(self.target.netns, self.target.user_port, tables))
-
-    def _has_ipv4(self) -> bool:
-        return any("." in address for address in self.target.addresses)
+        own = self.target.addresses
+        loopback = {"::1" if ":" in address else "127.0.0.1" for address in own}
+        port = (self.target.user_port,)
+        return refused and bool(listeners.listening(self.target.netns, port, (*loopback, *own)))
 
     def _attach_tc(self, programs: Loaded) -> None:
         target = self.target

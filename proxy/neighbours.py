@@ -50,6 +50,7 @@ _MESH_PORTS = {
     4143: "Linkerd",
     4140: "Linkerd",
 }
+_LOOPBACK = ("127.0.0.1", "::1")  # which whoever takes everything in listens to, too
 
 
 def sandbox(pids: Iterable[int]) -> str:
@@ -68,9 +69,9 @@ def mesh(cgroup: Path, namespace: Path, user_port: int) -> str:
     for pid in listeners.pids_of(cgroup):
         for name in sorted(_names(pid) & _MESH.keys()):
             return f"{_MESH[name]}: {name}, pid {pid}"
-    for port in sorted(listeners.ports(namespace) & _MESH_PORTS.keys(), reverse=True):
-        if port != user_port:
-            return f"{_MESH_PORTS[port]}: port {port}"
+    taken = listeners.listening(namespace, _MESH_PORTS.keys() - {user_port}, _LOOPBACK)
+    for port in sorted(taken, reverse=True):
+        return f"{_MESH_PORTS[port]}: port {port}"
     return ""
 
 
