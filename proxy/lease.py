@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from weir.proxy import netns
+from weir.proxy import netns, sysctl
 from weir.proxy.policy.lease import Action, Event
 
 BELL = 62
@@ -42,8 +42,7 @@ def allow_fences(namespace: Path) -> None:
 
     Raises OSError.
     """
-    # of the thread's own namespace, whichever /proc this is
-    netns.run_in(namespace, lambda: Path("/proc/sys/net/ipv4/tcp_migrate_req").write_text("1"))
+    netns.run_in(namespace, lambda: sysctl.put("net/ipv4/tcp_migrate_req", "1"))
 
 
 def find(pids: Iterable[int]) -> int | None:

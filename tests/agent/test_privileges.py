@@ -45,6 +45,23 @@ def test_seven_capabilities_are_enough(tmp_path: Path) -> None:
         assert pod.get() == (200, b"hello")
 
 
+MASKED = """
+mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec "$@"
+"""
+"""As /proc/sys is in every container that is not privileged."""
+
+
+def test_a_containers_read_only_sysctls_are_no_obstacle(tmp_path: Path) -> None:
+    masked = ["unshare", "--mount", "sh", "-c", MASKED, "sh", *allowed(*NEEDED)]
+    with HeldPod(*CONFINED) as pod, closing(agent := Agent(tmp_path, pod, prefix=masked)):
+        until(lambda: agent.workers, "the worker")
+        pod.start_hold()
+        agent.until_held().until_open()
+        assert pod.get() == (200, b"hello")
+        migrates = Path("/proc/sys/net/ipv4/tcp_migrate_req")
+        assert pod.pod.call(migrates.read_text) == "1\n"
+
+
 @pytest.mark.parametrize("missing", [name for name, reason in NEEDED.items() if reason])
 def test_without_one_of_them_there_is_less_and_the_status_says_why(
     tmp_path: Path, missing: str
