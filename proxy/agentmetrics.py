@@ -79,16 +79,17 @@ def _counted(direct: PodCounters | None) -> dict[str, Any] | None:
 def _labels(pod: ServedPod) -> str:
     """By the names that upstream's resource has. The name is ours to know: it tells pods apart,
     whatever they say of themselves."""
-    labels = [("k8s_pod_name", pod.spec.name)]
+    labels = []
     if pod.environment is not None or not pod.spec.borrowed:  # else nothing is known yet
         settings = pod.spec.settings
-        labels += [
+        labels = [
             ("k8s_namespace_name", settings.namespace[:_LONGEST_LABEL]),
             ("kn_configuration_name", settings.configuration[:_LONGEST_LABEL]),
             ("kn_revision_name", settings.revision[:_LONGEST_LABEL]),
             ("kn_service_name", settings.service[:_LONGEST_LABEL]),
         ]
-    return written((name, value) for name, value in labels if value)
+    known = ((name, value) for name, value in labels if value)
+    return written([("k8s_pod_name", pod.spec.name), *known])
 
 
 def _node(pods: int, workers: int, no_kernel: str, cold_starts: ColdStarts) -> Iterator[str]:
