@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 from collections.abc import Callable
 from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
@@ -38,13 +39,14 @@ class _Log:
         self.lines: list[str] = []
         self._format = ctypes.CDLL(None).vsnprintf
         self._format.argtypes = (c_void_p, c_size_t, c_char_p, c_void_p)
+        # as long as a verifier's log may be, whose end says why; memory only once it is used
+        self._buffer = (ctypes.c_char * (1 << 24)).from_buffer(mmap.mmap(-1, 1 << 24))
         self._callback = _PRINT(self._print)  # must live as long as the library may call it
         library.libbpf_set_print(self._callback)
 
     def _print(self, level: int, template: bytes, arguments: int) -> int:
-        buffer = ctypes.create_string_buffer(1 << 16)
-        self._format(buffer, len(buffer), template, arguments)
-        self.lines += buffer.value.decode(errors="replace").splitlines()
+        self._format(self._buffer, len(self._buffer), template, arguments)
+        self.lines += self._buffer.value.decode(errors="replace").splitlines()
         return 0
 
     def take(self) -> list[str]:

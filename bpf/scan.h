@@ -86,15 +86,14 @@ static __always_inline int skip_lines(const __u8 *p, __u32 seen, __u32 *used)
 static __always_inline int window(struct __sk_buff *skb, struct stream *s)
 {
 	__u32 offset = s->at - s->base, shown = s->base + s->have;
-	__u64 n = s->end - s->at; /* in one register, so that the verifier knows its bounds */
+	__u64 n = s->end - s->at; /* 1 or more; in one register, so that its bounds are known */
 
 	if (offset < s->have && (s->at + LOOK <= shown || shown == s->end))
 		return offset & (WINDOW - 1);
 	if (n > WINDOW)
 		n = WINDOW;
 	barrier_var(n);
-	if (n < 1 || n > WINDOW)
-		return -1;
+	n = ((n - 1) & (WINDOW - 1)) + 1; /* before Linux 6.8 "!= 0" is no bound */
 	if (bpf_skb_load_bytes(skb, s->payload + s->at, s->window, n))
 		return -1;
 	s->base = s->at;
