@@ -16,9 +16,12 @@ from collections.abc import Iterable, Mapping
 DOOR = 63
 """Hold's own end, which it leaves open for us (hold/lease.h)."""
 LET_GO_SECONDS = 2.0
-"""How long connections wait in the backlog for requests to end, at most."""
-AGAIN_SECONDS = 60.0
-"""After requests that did not end in that time."""
+"""How long connections wait in the backlog for requests to end, at most. With one in flight that
+has been for as long they don't: it would not end in that time, either."""
+LOOK_SECONDS = 0.25
+"""How often to look whether it has ended meanwhile."""
+AGAIN_SECONDS, MOST_SECONDS = 5.0, 60.0
+"""After requests that did not end when they were waited for; every time twice as long."""
 _FIRST = 3
 
 

@@ -115,6 +115,7 @@ class Relay:
         self._clients: set[ServerConnection | ClientConnection] = set()
         self._checks: set[asyncio.Task[None]] = set()
 
+        self._retired = False
     # --- the request path --------------------------------------------------------------------
     def _serve(
         self, client: ServerConnection, head: RequestHead, piece: bytes, ended: bool
@@ -138,6 +139,8 @@ class Relay:
     def _switched(self, client: ServerConnection, head: RequestHead, piece: bytes) -> bool:
         """`Upgrade: h2c` (contract section 3.9): the request becomes stream 1, if it is all here.
 
+        if self._retired:
+            client.retire()
         A user container whose port is named h2c is asked in HTTP/2, another one in HTTP/1.1: nobody
         knows that it speaks HTTP/2 because a client would like to.
         """
@@ -170,6 +173,8 @@ class Relay:
             successor.fail(fault)
         return True
 
+            if self._retired:
+                successor.retire()
     def _serve_switched(self, client: ClientStream, head: RequestHead, piece: bytes) -> None:
         from weir.proxy.exchange_switched import SwitchedExchange
 
@@ -337,6 +342,11 @@ class Relay:
         """Close the clients' connections that have no request now, and those to the user's.
 
         Clients of HTTP/2 that have some are asked for no more: ask again while there are any.
+    def lasting(self, seconds: float) -> bool:
+        """Is something in flight that has been for so long, or that has no end to be expected?"""
+        before = self._clock() - seconds
+        return any(each.upgraded or each.started < before for each in self._running)
+
         """
         for client in list(self._clients):
             client.leave()
@@ -365,13 +375,18 @@ class Relay:
 
     def retire(self) -> None:
         """Somebody else accepts: each connection takes one more request, whose answer says so."""
-        for client in list(self._clients):
+        self._retired = True
+        for client in self.clients:
             client.retire()
 
     async def drained(self) -> None:
         """Return when no request is in flight; then close the clients' idle connections."""
         while len(self._running):
             if self._drained is None or self._drained.done():
+    def resume(self) -> None:
+        """Nobody else does after all; those that were told to go still do."""
+        self._retired = False
+
                 self._drained = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._drained)
         self.close_idle()

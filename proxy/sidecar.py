@@ -191,11 +191,14 @@ async def _give_back(path: str, copies: dict[str, list[socket.socket]], server: 
     def serving() -> bool:  # a pod that drains is ours to the end
         return server.drain.phase is Phase.SERVING
 
+    again = giveback.AGAIN_SECONDS
     while True:
         rung = asyncio.Event()
         loop.add_reader(giveback.DOOR, rung.set)
         await rung.wait()
         loop.remove_reader(giveback.DOOR)
+        while server.relay.lasting(giveback.LET_GO_SECONDS):
+            await asyncio.sleep(giveback.LOOK_SECONDS)
         if serving():
             server.stop_accepting()
             if await server.quiet(giveback.LET_GO_SECONDS) and serving():
@@ -203,7 +206,8 @@ async def _give_back(path: str, copies: dict[str, list[socket.socket]], server: 
             # a drain that began meanwhile goes on accepting, too
             for role in ("data", "tls"):
                 await server.serve(Role(role), [s.dup() for s in copies.get(role, ())])
-        await asyncio.sleep(giveback.AGAIN_SECONDS)
+        await asyncio.sleep(again)
+        again = min(2 * again, giveback.MOST_SECONDS)
 
 
 if __name__ == "__main__":

@@ -56,6 +56,7 @@ class Tenant:
         age: float = 0.0,
         pair: Pair | None = None,
     ) -> None:
+        listeners: list[tuple[Role, socket.socket]],
         """`settings` are a sidecar's for a borrowed pod, which is `age` seconds old; `pair` is for
         its TLS port."""
         revision = settings.revision if isinstance(settings, SidecarSettings) else settings
@@ -69,6 +70,7 @@ class Tenant:
         self._stock: deque[socket.socket] = deque()
         self._asked = False
         self._stocked = asyncio.Event()
+        self._unopened = listeners
         self._alone = False  # no supervisor, and so no more sockets
         self._waiting: deque[asyncio.Future[socket.socket]] = deque()
         periods = [probe.period for probe in revision.probes if probe.period]
@@ -93,15 +95,14 @@ class Tenant:
             phase_changed=self._phase_changed,
         )
 
-    async def serve(self, listeners: dict[Role, list[socket.socket]]) -> None:
+    async def serve(self) -> None:
         """Accept on the listeners and watch the user container's readiness, until cancelled."""
         try:
             if self._foreign:  # who can't reach the user container does not accept for it
                 self._ask()
                 await self._stocked.wait()
-            for role, listening in listeners.items():
-                for listener in listening:
-                    await self._accept(role, listener)
+            while self._unopened:
+                await self._accept(*self._unopened.pop(0))
             while True:
                 await self._watch()
         finally:
@@ -115,6 +116,7 @@ class Tenant:
 
     async def _accept(self, role: Role, listener: socket.socket) -> None:
         if role is Role.TLS and self._tls is None:  # said already
+            self._close_unopened()
             listener.close()
             return
         try:
@@ -149,21 +151,26 @@ class Tenant:
             await self._part()
         await self.relay.drained()
 
+        self._close_unopened()  # it may have to go before it has begun
     async def _part(self) -> None:
         """Another one accepts now: let clients find that out between two requests."""
         self.relay.retire()
         until = time.monotonic() + LINGER_SECONDS
         while self.relay.connections and time.monotonic() < until:
+    def _close_unopened(self) -> None:
+        for _, listener in self._unopened:
+            listener.close()
+        self._unopened.clear()
+
             await asyncio.sleep(POLL_SECONDS)
         until = time.monotonic() + contract.UPGRADED_SECONDS
         while self.relay.connections and not self.relay.in_flight(upgraded=True):
             if time.monotonic() >= until:  # a client that does not take what it was sent
                 break
             self.relay.close_idle()
+        await self._server.ended()
             await asyncio.sleep(POLL_SECONDS)
-        if self.relay.in_flight(upgraded=True):
-            log.warning("pod %s: upgraded connections are cut: they did not end", self.name)
-            self.relay.abort()
+        self.relay.abort()
 
     def direct(self, load: list[float], counted: dict[str, Any] | None) -> None:
         """What the kernel counted in the last second: average, requests, in flight; and so far,

@@ -110,14 +110,14 @@ class Worker:
             settings = settings_from(message["settings"])
         age = message.get("age", 0.0)
         pair = message.get("certificate")
-        tenant = Tenant(name, settings, message["foreign"], self._channel, age, pair)
+        roles = map(Role, message["roles"])
+        listeners = list(zip(roles, sockets, strict=True))
+        foreign = message["foreign"]
+        tenant = Tenant(name, settings, foreign, self._channel, listeners, age, pair)
         tenant.offer = message["offer"]
         if tenant.page is not None:
             tenant.page.direct.told = message.get("counted")
-        listeners: dict[Role, list[socket.socket]] = {}
-        for role, sock in zip(message["roles"], sockets, strict=True):
-            listeners.setdefault(Role(role), []).append(sock)
-        self._tenants[name] = (tenant, asyncio.create_task(tenant.serve(listeners)))
+        self._tenants[name] = (tenant, asyncio.create_task(tenant.serve()))
         if message["terminating"]:
             self._begin(tenant.terminate())
 

@@ -32,7 +32,10 @@ LINGER_SECONDS = 0.5
 
 
 class SecureServer(asyncio.Protocol):
-    """A client's connection below TLS; `make` gives the protocol above it once that stands.
+    """A client's connection below TLS; the protocol above it, of `make`, reads once that stands.
+
+    It is made at once all the same, and told when it comes to nothing: whoever asks how many
+    clients there are, or tells them to go, means those that still shake hands, too.
 
     `done` hears, once, that the handshake has come to an end, good or bad; it has `patience`
     seconds.
@@ -46,6 +49,7 @@ class SecureServer(asyncio.Protocol):
         "_object",
         "_outgoing",
         "_patience",
+        "_protocol",
         "_refused",
         "_timer",
         "_transport",
@@ -63,7 +67,7 @@ class SecureServer(asyncio.Protocol):
     ) -> None:
         self._patience = contract.READ_HEAD_SECONDS if patience is None else patience
         self.context = context
-        self._make = make
+        self._protocol: asyncio.Protocol | None = make()  # until the one above it has it
         self._done = done
         self._first = b""
         self._refused = False
@@ -121,6 +125,7 @@ class SecureServer(asyncio.Protocol):
             self._upper.protocol.pause_writing()
 
     def resume_writing(self) -> None:
+        protocol, self._protocol = self._protocol, None
         if self._upper is not None:
             self._upper.protocol.resume_writing()
 
@@ -162,7 +167,9 @@ class SecureServer(asyncio.Protocol):
             return
         self._flush()
         self._settled()
-        upper = SecureTransport(self, self._transport, connection, self._outgoing, self._make())
+        protocol, self._protocol = self._protocol, None
+        assert protocol is not None
+        upper = SecureTransport(self, self._transport, connection, self._outgoing, protocol)
         self._upper = upper
         upper.protocol.connection_made(upper)
         upper.pump()  # what came behind the handshake, maybe with it

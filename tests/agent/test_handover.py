@@ -10,8 +10,11 @@ import contextlib
 import hashlib
 import http.client
 import queue
-from collections.abc import Iterator
+import socket
+import ssl
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import grpc
 import pytest
@@ -20,6 +23,7 @@ from websockets.sync.client import connect
 from tests.agent.borrowed import DATA_PORT, Clients, HeldPod, closing
 from tests.agent.handover import (
     CHANGES,
+    TLS_PORT,
     Change,
     EchoPod,
     GrpcClients,
@@ -38,6 +42,7 @@ pytestmark = [
     pytest.mark.skipif(not HOLD.exists(), reason="needs hold/weir-hold (make hold)"),
     pytest.mark.timeout(180),
 ]
+T = TypeVar("T")
 PIECE = bytes(range(256)) * 4096
 PIECES = 100
 
@@ -163,6 +168,41 @@ def test_requests_over_tls(change: Change, tmp_path: Path, pair: Pair) -> None:
             plain.more()
         assert clients.failures == []
         assert plain.failures == []
+
+
+@needs_openssl
+@every_change
+def test_a_handshake_of_tls_that_has_begun(change: Change, tmp_path: Path, pair: Pair) -> None:
+    with secured(HeldPod, pair) as pod, changing(change, pod, tmp_path) as steps:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        context = ssl.create_default_context(cafile=str(pair.certificate))
+        tls = context.wrap_bio(incoming, outgoing, server_hostname="kn-user-default")
+        with socket.create_connection((pod.pod.address, TLS_PORT), 60) as sock:
+
+            def until_it_does(step: Callable[[], T]) -> T:
+                while True:
+                    try:
+                        return step()
+                    except ssl.SSLWantReadError:
+                        sock.sendall(outgoing.read())
+                        incoming.write(sock.recv(65536))
+
+            with pytest.raises(ssl.SSLWantReadError):
+                tls.do_handshake()
+            hello = outgoing.read()
+            sock.sendall(hello[:100])
+            with closing(clients := SecureClients(pod, pair, 1)):
+                clients.more(1)  # connections are accepted in turn: it is, too
+                next(steps)
+                sock.sendall(hello[100:])
+                until_it_does(tls.do_handshake)
+                tls.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                answer = until_it_does(lambda: tls.read(65536))
+                assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+                assert b"\r\nConnection: close\r\n" in answer
+                next(steps, None)
+                clients.more()
+        assert clients.failures == []
 
 
 @needs_openssl

@@ -70,3 +70,42 @@ async def test_a_client_of_http2_is_asked_to_go_and_what_is_on_its_way_is_served
     await made.settled()
     made.relay.close_idle()
     await client.closed()
+
+
+async def test_a_client_that_says_only_now_that_it_speaks_http2_is_asked_to_go_as_well(
+    pair: MakePair,
+) -> None:
+    made = await pair()
+    client = await made.bare()
+    async with asyncio.timeout(PATIENCE):
+        while made.relay.connections < 1:
+            await asyncio.sleep(0.002)
+    made.relay.retire()
+    client.begin()
+    assert (await client.get(1)).status == 200
+    await client.until(lambda: client.goaway is not None)
+
+
+async def test_who_goes_on_accepting_after_all_keeps_its_clients_again(rig: MakeRig) -> None:
+    made = await rig()
+    made.user.on("/", ok(b"hello"))
+    made.relay.retire()
+    made.relay.resume()
+    client = await made.client()
+    assert (await client.get()).field("connection") is None
+
+
+async def test_only_what_has_been_in_flight_for_long_is_lasting(pair: MakePair) -> None:
+    made = await pair()
+    gate = Gate()
+    made.user.on("/slow", gate)
+    assert not made.relay.lasting(0.0)
+    client = await made.client()
+    client.ask(1, request("/slow"))
+    await made.user.received(1)
+    assert made.relay.lasting(0.0)
+    assert not made.relay.lasting(1000.0)
+    gate.open()
+    await client.message(1)
+    await made.settled()
+    assert not made.relay.lasting(0.0)

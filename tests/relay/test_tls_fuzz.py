@@ -161,7 +161,8 @@ def test_what_is_no_tls_never_gets_through(
 ) -> None:
     async def talk() -> None:
         settled: list[SecureServer] = []
-        server = SecureServer(pair.server_context(), unreached, settled.append)
+        above = Unreached()
+        server = SecureServer(pair.server_context(), lambda: above, settled.append)
         wire = Wire()
         server.connection_made(wire)
         rest = b"\x16\x03\x01" + data if record else data
@@ -175,8 +176,16 @@ def test_what_is_no_tls_never_gets_through(
         assert wire.closed
         server.connection_lost(None)
         assert settled == [server]
+        assert above.told == [None], "it came to nothing"
 
-    def unreached() -> asyncio.Protocol:
-        raise AssertionError("the handshake succeeded")
+    class Unreached(asyncio.Protocol):
+        def __init__(self) -> None:
+            self.told: list[Exception | None] = []
+
+        def connection_made(self, _: asyncio.BaseTransport) -> None:
+            raise AssertionError("the handshake succeeded")
+
+        def connection_lost(self, error: Exception | None) -> None:
+            self.told.append(error)
 
     asyncio.run(talk())
