@@ -189,10 +189,11 @@ def _agent(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 
 
 def _call_agent(args: "argparse.Namespace") -> int:
+    # without uvloop, and with an asyncio that finds no OpenSSL: the process with the privileges
+    # makes no TLS and waits for its workers, and does without a tenth of its memory
+    sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]
     import asyncio
     import signal
-
-    import uvloop
 
     from weir.proxy import selftest
     from weir.proxy.agent import Agent
@@ -243,7 +244,7 @@ def _call_agent(args: "argparse.Namespace") -> int:
         return 0
 
     try:
-        return int(uvloop.run(serve()))
+        return asyncio.run(serve())
     finally:
         if kernel is not None:
             kernel.close()

@@ -8,8 +8,9 @@ import pytest
 
 from tests.relay.rig import Closed, Peer, Request, UserContainer, die, hang, ok
 from weir.proxy import direct
-from weir.proxy.direct import FunctionClient, Offer
+from weir.proxy.direct import FunctionClient
 from weir.proxy.policy.deadlines import Timeouts
+from weir.proxy.policy.offer import Offer
 from weir.proxy.wire.client import Call, TransportError
 
 HEAD = b"POST %s HTTP/1.1\r\nHost: fn.example.com\r\nUser-Agent: weir\r\nCe-Id: 1\r\n"
