@@ -111,11 +111,11 @@ class Relay:
         self.last_arrival = -inf
         """When the last request came that is no probe, of the relay's clock."""
         self._draining = False
+        self._retired = False
         self._drained: asyncio.Future[None] | None = None
         self._clients: set[ServerConnection | ClientConnection] = set()
         self._checks: set[asyncio.Task[None]] = set()
 
-        self._retired = False
     # --- the request path --------------------------------------------------------------------
     def _serve(
         self, client: ServerConnection, head: RequestHead, piece: bytes, ended: bool
@@ -135,12 +135,12 @@ class Relay:
         client = self._http2_client()
         transport.set_protocol(as_protocol(client))
         client.start(transport, data)
+        if self._retired:
+            client.retire()
 
     def _switched(self, client: ServerConnection, head: RequestHead, piece: bytes) -> bool:
         """`Upgrade: h2c` (contract section 3.9): the request becomes stream 1, if it is all here.
 
-        if self._retired:
-            client.retire()
         A user container whose port is named h2c is asked in HTTP/2, another one in HTTP/1.1: nobody
         knows that it speaks HTTP/2 because a client would like to.
         """
@@ -169,12 +169,12 @@ class Relay:
                 self._serve_stream(stream, first, not piece)
                 if piece:
                     stream.data(piece, True)
+            if self._retired:
+                successor.retire()
         except Fault as fault:
             successor.fail(fault)
         return True
 
-            if self._retired:
-                successor.retire()
     def _serve_switched(self, client: ClientStream, head: RequestHead, piece: bytes) -> None:
         from weir.proxy.exchange_switched import SwitchedExchange
 
@@ -338,15 +338,15 @@ class Relay:
         """Requests that have not ended: those that became tunnels, or all others."""
         return sum(exchange.upgraded is upgraded for exchange in self._running)
 
-    def close_idle(self) -> None:
-        """Close the clients' connections that have no request now, and those to the user's.
-
-        Clients of HTTP/2 that have some are asked for no more: ask again while there are any.
     def lasting(self, seconds: float) -> bool:
         """Is something in flight that has been for so long, or that has no end to be expected?"""
         before = self._clock() - seconds
         return any(each.upgraded or each.started < before for each in self._running)
 
+    def close_idle(self) -> None:
+        """Close the clients' connections that have no request now, and those to the user's.
+
+        Clients of HTTP/2 that have some are asked for no more: ask again while there are any.
         """
         for client in list(self._clients):
             client.leave()
@@ -376,17 +376,17 @@ class Relay:
     def retire(self) -> None:
         """Somebody else accepts: each connection takes one more request, whose answer says so."""
         self._retired = True
-        for client in self.clients:
+        for client in list(self._clients):
             client.retire()
+
+    def resume(self) -> None:
+        """Nobody else does after all; those that were told to go still do."""
+        self._retired = False
 
     async def drained(self) -> None:
         """Return when no request is in flight; then close the clients' idle connections."""
         while len(self._running):
             if self._drained is None or self._drained.done():
-    def resume(self) -> None:
-        """Nobody else does after all; those that were told to go still do."""
-        self._retired = False
-
                 self._drained = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._drained)
         self.close_idle()

@@ -53,10 +53,10 @@ class Tenant:
         settings: contract.RevisionSettings | SidecarSettings,
         foreign: bool,
         channel: Channel,
+        listeners: list[tuple[Role, socket.socket]],
         age: float = 0.0,
         pair: Pair | None = None,
     ) -> None:
-        listeners: list[tuple[Role, socket.socket]],
         """`settings` are a sidecar's for a borrowed pod, which is `age` seconds old; `pair` is for
         its TLS port."""
         revision = settings.revision if isinstance(settings, SidecarSettings) else settings
@@ -67,10 +67,10 @@ class Tenant:
         self._reported: tuple[int, ...] = ()
         self._foreign = foreign
         self._channel = channel
+        self._unopened = listeners
         self._stock: deque[socket.socket] = deque()
         self._asked = False
         self._stocked = asyncio.Event()
-        self._unopened = listeners
         self._alone = False  # no supervisor, and so no more sockets
         self._waiting: deque[asyncio.Future[socket.socket]] = deque()
         periods = [probe.period for probe in revision.probes if probe.period]
@@ -111,12 +111,12 @@ class Tenant:
                 self._tls.close()
             for file in self._files:
                 os.close(int(file.name))
+            self._close_unopened()
             for spare in self._stock:
                 spare.close()
 
     async def _accept(self, role: Role, listener: socket.socket) -> None:
         if role is Role.TLS and self._tls is None:  # said already
-            self._close_unopened()
             listener.close()
             return
         try:
@@ -146,29 +146,29 @@ class Tenant:
         if not self.borrowed:
             self.relay.start_draining()
         self._server.stop_listening()
+        self._close_unopened()  # it may have to go before it has begun
         self._channel.send({"op": "closed", "pod": self.name})
         if self.borrowed:
             await self._part()
         await self.relay.drained()
 
-        self._close_unopened()  # it may have to go before it has begun
-    async def _part(self) -> None:
-        """Another one accepts now: let clients find that out between two requests."""
-        self.relay.retire()
-        until = time.monotonic() + LINGER_SECONDS
-        while self.relay.connections and time.monotonic() < until:
     def _close_unopened(self) -> None:
         for _, listener in self._unopened:
             listener.close()
         self._unopened.clear()
 
+    async def _part(self) -> None:
+        """Another one accepts now: let clients find that out between two requests."""
+        self.relay.retire()
+        until = time.monotonic() + LINGER_SECONDS
+        while self.relay.connections and time.monotonic() < until:
             await asyncio.sleep(POLL_SECONDS)
+        await self._server.ended()
         until = time.monotonic() + contract.UPGRADED_SECONDS
         while self.relay.connections and not self.relay.in_flight(upgraded=True):
             if time.monotonic() >= until:  # a client that does not take what it was sent
                 break
             self.relay.close_idle()
-        await self._server.ended()
             await asyncio.sleep(POLL_SECONDS)
         self.relay.abort()
 

@@ -45,7 +45,6 @@ class SecureServer(asyncio.Protocol):
         "_done",
         "_first",
         "_incoming",
-        "_make",
         "_object",
         "_outgoing",
         "_patience",
@@ -117,15 +116,17 @@ class SecureServer(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._settled()
         upper, self._upper = self._upper, None
+        protocol, self._protocol = self._protocol, None
         if upper is not None:
             upper.lost(error)
+        elif protocol is not None:
+            protocol.connection_lost(error)
 
     def pause_writing(self) -> None:
         if self._upper is not None:
             self._upper.protocol.pause_writing()
 
     def resume_writing(self) -> None:
-        protocol, self._protocol = self._protocol, None
         if self._upper is not None:
             self._upper.protocol.resume_writing()
 
