@@ -207,7 +207,7 @@ def _call_agent(args: "argparse.Namespace") -> int:
         return fail(str(e))
     if args.workers < 1:
         return fail(f"--workers {args.workers}: at least 1")
-    host, _, port = (args.metrics or "1").rpartition(":")
+    host, _, port = ("1" if args.metrics is None else args.metrics).rpartition(":")
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
         return fail(f"--metrics {args.metrics}: write PORT, or HOST:PORT")
     kernel, why = None, ""

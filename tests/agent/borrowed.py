@@ -156,8 +156,9 @@ class Agent:
         workers: int = 1,
         prefix: Sequence[str] = (),
         pins: Path | None = None,
+        options: Sequence[str] = (),
     ) -> None:
-        """`pins`: a bpffs; nothing is pinned without."""
+        """`pins`: a bpffs; nothing is pinned without. `options` are more arguments."""
         folder.mkdir(exist_ok=True)
         self._status = folder / "agent.sock"
         file = folder / "pods.json"
@@ -169,6 +170,7 @@ class Agent:
                 *(sys.executable, "-P", "-m", "weir", "agent", "--pods", str(file)),
                 *("--status", str(self._status), "--workers", str(workers)),
                 *("--pins", str(pins or folder / "no-bpffs")),
+                *options,
             ],
             stderr=self._log,
         )

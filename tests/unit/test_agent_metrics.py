@@ -329,7 +329,8 @@ def test_a_worker_can_not_fill_the_supervisor(nonsense: Any) -> None:
 def _breakages(told: Any) -> list[Any]:
     """Copies of the JSON with one thing in it replaced by another."""
     found: list[Any] = []
-    for other in (None, -1, "x", 1e400, [], {}, [[]], True, ["a", "b"]):
+    others: list[Any] = [None, -1, "x", 1e400, [], {}, [[]], True, ["a", "b"]]
+    for other in others:
         found.append(other)
         for name in list(told):
             found.append({**told, name: other})
