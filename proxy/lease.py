@@ -7,23 +7,20 @@ network namespace.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import socket
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from weir.proxy import netns, sysctl
+from weir.proxy import listeners, netns, sysctl
 from weir.proxy.policy.lease import Action, Event
 
 BELL = 62
 """Hold's descriptor that is for borrowing (hold/lease.h)."""
 RING = b"weir1 ring"
 COMM = "weir-hold"
-_SYS_PIDFD_GETFD = 438  # the same on every architecture
 _PORTS = 8
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class NoHold(Exception):
@@ -60,10 +57,11 @@ def find(pids: Iterable[int]) -> int | None:
 
 def ring(process: int) -> socket.socket:
     """Ring at the process of this pidfd; our end of the lease. Raises NoHold."""
-    copied = _libc.syscall(_SYS_PIDFD_GETFD, process, BELL, 0)
-    if copied < 0:
-        code = ctypes.get_errno()
-        raise NoHold(f"borrowing hold's door: {os.strerror(code)} (CAP_SYS_PTRACE? ptrace_scope?)")
+    try:
+        copied = listeners.take(process, BELL)
+    except OSError as error:
+        hint = "(CAP_SYS_PTRACE? ptrace_scope?)"
+        raise NoHold(f"borrowing hold's door: {error.strerror} {hint}") from None
     if not os.readlink(f"/proc/self/fd/{copied}").startswith("socket:"):  # noqa: PTH115
         os.close(copied)
         raise NoHold("the process has no door: it is not of this release")

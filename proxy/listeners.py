@@ -77,6 +77,15 @@ def of_cgroup(cgroup: Path, namespace: Path, port: int) -> Iterator[socket.socke
                 yield copy
 
 
+def take(process: int, fd: int) -> int:
+    """A copy of that descriptor of the process that this pidfd is of. Raises OSError."""
+    copied: int = _libc.syscall(_SYS_PIDFD_GETFD, process, fd, 0)
+    if copied < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return copied
+
+
 def is_mptcp(listener: socket.socket) -> bool:
     return listener.getsockopt(socket.SOL_SOCKET, _SO_PROTOCOL) == _IPPROTO_MPTCP
 
@@ -134,7 +143,8 @@ def _copy(pid: int, fd: int) -> socket.socket | None:
     except ProcessLookupError:
         return None
     try:
-        copied = _libc.syscall(_SYS_PIDFD_GETFD, process, fd, 0)
+        return socket.socket(fileno=take(process, fd))
+    except OSError:
+        return None
     finally:
         os.close(process)
-    return socket.socket(fileno=copied) if copied >= 0 else None

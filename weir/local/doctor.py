@@ -1,7 +1,8 @@
 """`weir doctor`: what this machine can do, found out by trying, and the fix for what is missing.
 
-Owns the list of checks, and those of a local run; those of a node are in weir/local/node.py. Each
-check is a function that returns one `Finding`; none of them changes anything that stays.
+Owns the list of checks, and those of a local run; those of a node are in weir/local/node.py and
+weir/local/confined.py. Each check is a function that returns one `Finding`; none of them changes
+anything that stays.
 """
 
 import http.client
@@ -19,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from weir.local import enter, node
+from weir.local import confined, enter, node
 from weir.local.broker import mosquitto
 from weir.local.finding import Finding
 from weir.local.pod import LocalPod, LocalPodError
@@ -173,6 +174,14 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     _root,
     _kernel_version,
     node.capabilities,
+    confined.yama,
+    confined.apparmor,
+    confined.selinux,
+    confined.lockdown,
+    confined.seccomp,
+    confined.namespaces,
+    confined.entering,
+    confined.borrowing,
     node.libbpf,
     node.kernel_features,
     node.cgroup2,
