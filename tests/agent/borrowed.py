@@ -48,10 +48,10 @@ class HeldPod:
     program = APP % USER_PORT
     """Of the user container, in Python; it may read a line that lets slow requests go."""
 
-    def __init__(self, *prefix: str, pod: Pod | None = None, **environment: str) -> None:
+    def __init__(self, *prefix: str, **environment: str) -> None:
         """`prefix` is a command that runs hold, such as setpriv; it is to be started then, and
         there is no sidecar: Python may not be readable for just any user."""
-        self.pod = pod or Pod()
+        self.pod = Pod()
         self._prefix = prefix
         self._environment = environment
         self._undo = contextlib.ExitStack()

@@ -24,6 +24,13 @@ _PYTHON = "/usr/bin/python3"  # this interpreter may be where only root may go
 _IN_NODE = 'umount "$0"; mount -t cgroup2 none "$0" && echo made && exec sleep infinity'
 
 
+def filled(pod: Pod, *prefix: str, kind: type[HeldPod] = HeldPod) -> HeldPod:
+    """That pod with a hold and an app, to be used by `with` as HeldPod is."""
+    made = kind(*prefix)
+    made.pod = pod
+    return made
+
+
 class Containers(Pod):
     """Each command runs in a cgroup of its own, two levels below the pod's."""
 
@@ -174,8 +181,8 @@ class HeldInNode(HeldPod):
     """The agent is told of it as it looks from inside."""
 
     def __init__(self, node: Node) -> None:
-        super().__init__(pod=InNode(node))
-        self._node = node
+        super().__init__()
+        self.pod, self._node = InNode(node), node
 
     @property
     def described(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ def test_a_pod_with_a_megabyte_of_environment_is_served(tmp_path: Path) -> None:
         "SERVING_LOGGING_CONFIG": "x" * 120_000,
         "TRACING_CONFIG_ZIPKIN_ENDPOINT": "é" * 30_000,
     }
-    with HeldPod(pod=None, **services, **settings) as pod, closing(agent := Agent(tmp_path, pod)):
+    with HeldPod(**services, **settings) as pod, closing(agent := Agent(tmp_path, pod)):
         agent.until_held()
         assert pod.get() == (200, b"hello")
         assert pod.hold.poll() is None

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.agent.borrowed import Agent, HeldPod, closing
-from tests.agent.odd import Containers, refuses
+from tests.agent.odd import Containers, filled, refuses
 from tests.contract.world import ENVIRONMENT
 from tests.hold.rig import HOLD
 from tests.pods import DIRECT_PORT, USER_PORT, Pod, needs_kernel, until
@@ -100,7 +100,7 @@ def test_the_agent_shows_the_sandbox_and_serves_its_other_pods(tmp_path: Path) -
 
 
 def test_a_hold_that_is_there_is_borrowed_whatever_runs_beside_it(tmp_path: Path) -> None:
-    with HeldPod(pod=Containers()) as held, closing(agent := Agent(tmp_path, held)):
+    with filled(Containers()) as held, closing(agent := Agent(tmp_path, held)):
         run_as(held.pod, "qemu-system-x86_64")
         agent.until_held().until_open()
 
@@ -146,7 +146,7 @@ def test_a_mesh_of_the_node_is_known_by_its_listener_in_the_pod(pod: Pod, port: 
 
 
 def test_a_pod_in_a_mesh_is_relayed_only_and_the_status_says_why(tmp_path: Path) -> None:
-    with HeldPod(pod=Containers()) as held:
+    with filled(Containers()) as held:
         pid = run_as(held.pod, "envoy")
         with closing(agent := Agent(tmp_path, held)):
             agent.until_held()

@@ -18,6 +18,7 @@ from tests.agent.odd import (
     HeldInNode,
     Node,
     OwnUsers,
+    filled,
     get,
     refuses,
     why_no_users,
@@ -53,7 +54,7 @@ def test_a_pod_with_a_user_namespace_is_served_like_any_other_by_seven_capabilit
     tmp_path: Path,
 ) -> None:
     with (
-        HeldPod("env", pod=OwnUsers()) as held,
+        filled(OwnUsers(), "env") as held,
         closing(agent := Agent(tmp_path, held, prefix=allowed(*NEEDED))),
     ):
         until(lambda: agent.workers, "the worker")
@@ -139,7 +140,7 @@ def members(held: HeldPod) -> set[bytes]:
 def test_all_processes_of_a_reuseport_group_get_direct_connections_and_one_may_die(
     tmp_path: Path,
 ) -> None:
-    with Group(pod=Containers()) as held, closing(agent := Agent(tmp_path, held)):
+    with filled(Containers(), kind=Group) as held, closing(agent := Agent(tmp_path, held)):
         agent.until_held().until_open()
         asked = itertools.count(1)
 
@@ -170,7 +171,7 @@ def _ended(pid: int) -> bool:
 
 
 def test_of_several_containers_the_one_with_the_user_port_is_steered_to(tmp_path: Path) -> None:
-    with HeldPod(pod=Containers()) as held:
+    with filled(Containers()) as held:
         other = held.pod.backend()
         other.listen("0.0.0.0", USER_PORT + 1)
         with closing(agent := Agent(tmp_path, held)):
@@ -214,7 +215,10 @@ class Everywhere(HeldPod):
 def test_a_pod_is_called_both_ways_by_every_address_that_it_has(
     tmp_path: Path, ipv4: bool, ipv6: bool
 ) -> None:
-    with Everywhere(pod=Pod(ipv4=ipv4, ipv6=ipv6)) as held, closing(agent := Agent(tmp_path, held)):
+    with (
+        filled(Pod(ipv4=ipv4, ipv6=ipv6), kind=Everywhere) as held,
+        closing(agent := Agent(tmp_path, held)),
+    ):
         agent.until_held().until_open()
         for number, address in enumerate(held.pod.addresses, 1):
             assert get(address, DATA_PORT) == (200, b"hello")
@@ -242,7 +246,7 @@ def test_of_a_dual_stack_pod_that_is_only_named_hold_tells_one_address(tmp_path:
 def test_a_pod_with_ipv6_whose_app_knows_only_ipv4_is_relayed_with_the_reason(
     tmp_path: Path,
 ) -> None:
-    with HeldPod(pod=Pod(ipv4=False)) as held, closing(agent := Agent(tmp_path, held)):
+    with filled(Pod(ipv4=False)) as held, closing(agent := Agent(tmp_path, held)):
         agent.until_held()
         until(lambda: agent.pod()["ready"], "ready")
         assert held.get() == (200, b"hello")
