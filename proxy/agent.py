@@ -54,7 +54,8 @@ class Agent:
         ]
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve until `stop`, then drain (bounded by DRAIN_SECONDS) and detach.
+        """Serve until `stop`, then drain and detach. That is bounded by DRAIN_SECONDS, and for what
+        is in flight of pods that were given back by their timeouts.
 
         Raises OSError when a data port can't be opened.
         """
@@ -128,9 +129,15 @@ class Agent:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_SECONDS):
                 await asyncio.gather(*vacating, *giving)
-                for tenancy in self._workers.tenancies:
+                for tenancy in tenancies:
                     await tenancy.released.wait()
                 while any(pod.direct_in_flight() for pod in own):
                     await asyncio.sleep(DRAIN_TICK_SECONDS)  # nothing tells us when the app answers
-                return
-        log.warning("drain ended after %.0f s with requests still in flight", DRAIN_SECONDS)
+        left = [t for t in self._workers.tenancies if t.pod.spec.borrowed]
+        longest = max((t.pod.spec.settings.timeout for t in left), default=0.0)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(longest + contract.UPGRADED_SECONDS):
+                for tenancy in left:
+                    await tenancy.released.wait()
+        if self._workers.tenancies or any(pod.direct_in_flight() for pod in own):
+            log.warning("the drain ends with requests still in flight")

@@ -95,6 +95,13 @@ class Tenant:
             phase_changed=self._phase_changed,
         )
 
+    @property
+    def patience(self) -> float:
+        """Seconds in which what is in flight has ended, if there is no supervisor any more."""
+        if not self.borrowed:  # nobody serves it then
+            return contract.UPGRADED_SECONDS
+        return self.relay.settings.timeout + contract.UPGRADED_SECONDS
+
     async def serve(self) -> None:
         """Accept on the listeners and watch the user container's readiness, until cancelled."""
         try:

@@ -30,7 +30,6 @@ from weir.proxy.podserver import Role
 from weir.proxy.tenant import Tenant
 
 REPORT_SECONDS = 0.5
-DRAIN_SECONDS = 60.0  # bound for what is in flight when the supervisor is gone
 PR_SET_NO_NEW_PRIVS = 38
 PR_SET_DUMPABLE = 4
 
@@ -53,8 +52,9 @@ class Worker:
                 await asyncio.wait_for(self._gone.wait(), REPORT_SECONDS)
         for tenant, _ in self._tenants.values():
             tenant.alone()
+        patience = max((tenant.patience for tenant, _ in self._tenants.values()), default=0.0)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(DRAIN_SECONDS), asyncio.TaskGroup() as group:
+            async with asyncio.timeout(patience), asyncio.TaskGroup() as group:
                 for tenant, _ in self._tenants.values():
                     group.create_task(tenant.leave())
         for _, task in self._tenants.values():

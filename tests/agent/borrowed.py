@@ -297,3 +297,30 @@ def stop_process(pid: int) -> None:
 def refuses(pod: HeldPod, port: int) -> bool:
     with socket.socket() as sock:
         return sock.connect_ex((pod.pod.address, port)) != 0
+
+
+def listeners_in(pod: HeldPod, pid: int) -> set[str]:
+    """Inodes of the pod's listening sockets that a process has."""
+    lines = [
+        line.split()
+        for table in ("tcp", "tcp6")
+        for line in Path(f"/proc/{pod.hold.pid}/net/{table}").read_text().splitlines()[1:]
+    ]
+    inodes = {fields[9] for fields in lines if fields[3] == "0A"}
+    found = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found.add(str(entry.readlink())[8:-1])
+    return found & inodes
+
+
+def worker_of(pod: HeldPod, agent: Agent) -> int:
+    """The one that has the pod."""
+    found: list[int] = []
+
+    def there() -> bool:
+        found[:] = [pid for pid in agent.workers if listeners_in(pod, pid)]
+        return bool(found)
+
+    until(there, "a worker has the pod")
+    return found[0]

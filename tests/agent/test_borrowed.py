@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import os
 import signal
@@ -19,8 +18,10 @@ from tests.agent.borrowed import (
     Clients,
     HeldPod,
     closing,
+    listeners_in,
     refuses,
     stop_process,
+    worker_of,
 )
 from tests.contract.reports import decode_stat
 from tests.hold.rig import HOLD
@@ -39,35 +40,8 @@ def pod() -> Iterator[HeldPod]:
         yield made
 
 
-def listeners_in(pod: HeldPod, pid: int) -> set[str]:
-    """Inodes of the pod's listening sockets that a process has."""
-    lines = [
-        line.split()
-        for table in ("tcp", "tcp6")
-        for line in Path(f"/proc/{pod.hold.pid}/net/{table}").read_text().splitlines()[1:]
-    ]
-    inodes = {fields[9] for fields in lines if fields[3] == "0A"}
-    found = set()
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(OSError):
-            found.add(str(entry.readlink())[8:-1])
-    return found & inodes
-
-
 def descriptors(pid: int) -> int:
     return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
-
-
-def worker_of(pod: HeldPod, agent: Agent) -> int:
-    """The one that has the pod."""
-    found: list[int] = []
-
-    def there() -> bool:
-        found[:] = [pid for pid in agent.workers if listeners_in(pod, pid)]
-        return bool(found)
-
-    until(there, "a worker has the pod")
-    return found[0]
 
 
 def stat_of(pod: HeldPod, name: str) -> float:

@@ -9,18 +9,22 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.client
+import os
 import queue
+import signal
 import socket
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 import grpc
 import pytest
+from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
 
-from tests.agent.borrowed import DATA_PORT, Clients, HeldPod, closing
+from tests.agent.borrowed import DATA_PORT, Agent, Clients, HeldPod, closing, worker_of
 from tests.agent.handover import (
     CHANGES,
     TLS_PORT,
@@ -34,8 +38,10 @@ from tests.agent.handover import (
     secured,
 )
 from tests.hold.rig import HOLD
-from tests.pods import needs_kernel
+from tests.pods import needs_kernel, until
 from tests.relay.certificates import Pair, make_pair, needs_openssl
+from weir.proxy.agent import DRAIN_SECONDS
+from weir.proxy.contract import UPGRADED_SECONDS
 
 pytestmark = [
     needs_kernel,
@@ -131,6 +137,30 @@ def test_events_that_go_on_and_on(change: Change, tmp_path: Path) -> None:
         assert clients.failures == []
 
 
+@pytest.mark.parametrize(
+    ("end", "bound"), [("terminate", DRAIN_SECONDS), ("kill", UPGRADED_SECONDS)]
+)
+def test_an_agent_that_ends_gives_what_is_in_flight_all_of_its_time(
+    end: str, bound: float, tmp_path: Path
+) -> None:
+    """More than the half minute in which pods are given back, or the minute that tunnels have."""
+    with StreamingPod() as pod, closing(agent := Agent(tmp_path, pod)):
+        agent.until_held()
+        connection = http.client.HTTPConnection(pod.pod.address, DATA_PORT, timeout=60)
+        connection.request("GET", "/events")
+        events = connection.getresponse()
+        assert events.readline() == b"data: 0\n"
+        getattr(agent.process, end)()
+        until(lambda: pod.by_sidecar, "the sidecar", 30.0)
+        until_then = time.monotonic() + bound + 2
+        while time.monotonic() < until_then:
+            assert events.readline()
+        pod.let_slow_ones_go()
+        assert events.read()  # raises IncompleteRead if it is cut
+        connection.close()
+        assert agent.process.wait(60) == (0 if end == "terminate" else -9)
+
+
 @every_change
 def test_an_upload_of_a_hundred_megabytes(change: Change, tmp_path: Path) -> None:
     with StreamingPod() as pod, changing(change, pod, tmp_path) as steps:
@@ -222,3 +252,72 @@ def test_grpc_over_tls(change: Change, tmp_path: Path, pair: Pair) -> None:
             next(steps, None)
             clients.more()
         assert clients.failures == []
+
+
+# --- a worker is killed: what was in it is lost, and nothing else -----------------------------
+
+
+@contextlib.contextmanager
+def two_workers(pod: HeldPod, folder: Path) -> Iterator[Agent]:
+    with closing(agent := Agent(folder / "agent", pod, workers=2)):
+        agent.until_held()
+        until(lambda: len(agent.workers) == 2, "both workers")
+        yield agent
+
+
+def kill_worker(pod: HeldPod, agent: Agent) -> None:
+    os.kill(worker_of(pod, agent), signal.SIGKILL)
+    until(lambda: agent.pod()["worker_restarts"] == 1, "the pod has moved")
+
+
+def test_a_killed_worker_cuts_its_calls_of_grpc_and_the_next_ones_are_answered(
+    tmp_path: Path,
+) -> None:
+    with GrpcPod() as pod, two_workers(pod, tmp_path) as agent, channel(pod) as line:
+        watched = line.unary_stream("/s/Watch")(b"", timeout=120)
+        assert next(watched) == b"0"
+        kill_worker(pod, agent)
+        with pytest.raises(grpc.RpcError) as cut:
+            list(watched)
+        assert cut.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+        echo = line.unary_unary("/s/Echo")
+        assert echo(b"again", timeout=60, wait_for_ready=True) == b"again"
+        assert agent.pod()["lease"] == "held"
+
+
+def test_a_killed_worker_cuts_its_upgraded_connections_and_the_next_ones_are_made(
+    tmp_path: Path,
+) -> None:
+    with EchoPod() as pod, two_workers(pod, tmp_path) as agent:
+        address = f"ws://{pod.pod.address}:{DATA_PORT}/"
+        with connect(address) as lost, contextlib.suppress(ConnectionClosedError):
+            lost.send("before")
+            assert lost.recv(60) == "BEFORE"
+            kill_worker(pod, agent)
+            with pytest.raises(ConnectionClosedError):
+                lost.recv(60)
+        with connect(address) as fresh:
+            fresh.send("new")
+            assert fresh.recv(60) == "NEW"
+
+
+def test_a_killed_worker_cuts_its_events_and_its_uploads_and_no_half_answer_looks_whole(
+    tmp_path: Path,
+) -> None:
+    with StreamingPod() as pod, two_workers(pod, tmp_path) as agent:
+        events = http.client.HTTPConnection(pod.pod.address, DATA_PORT, timeout=60)
+        events.request("GET", "/events")
+        response = events.getresponse()
+        assert response.readline() == b"data: 0\n"
+        upload = http.client.HTTPConnection(pod.pod.address, DATA_PORT, timeout=60)
+        upload.putrequest("POST", "/")
+        upload.putheader("Content-Length", str(2 * len(PIECE)))
+        upload.endheaders(PIECE)
+        until(lambda: agent.pod()["relayed"].get("in_flight") == 2, "both are in flight")
+        kill_worker(pod, agent)
+        with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+            response.read()
+        with pytest.raises((http.client.HTTPException, ConnectionError)):
+            upload.send(PIECE)
+            upload.getresponse()
+        assert pod.get() == (200, b"hello")
