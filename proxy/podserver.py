@@ -15,15 +15,20 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from enum import Enum
 from math import floor, inf
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from weir.proxy import contract, ports, sockets
+from weir.proxy import contract, ports
+from weir.proxy.gate import Gate
 from weir.proxy.policy import stat
 from weir.proxy.policy.drain import Drain, Phase
 from weir.proxy.policy.meter import Report
 from weir.proxy.relay import Relay
+from weir.proxy.wire.clients import Clients
 from weir.proxy.wire.protocol import as_protocol
 from weir.proxy.wire.server import ServerConnection, Service
+
+if TYPE_CHECKING:
+    from weir.proxy.tls import TlsPort
 
 _POLL_SECONDS = 0.1
 """How often a shutdown looks whether it may go on."""
@@ -32,8 +37,8 @@ _TOLD_SECONDS = 0.1
 
 log = logging.getLogger("weir.pod")
 
-Secure = Callable[[Callable[[], asyncio.Protocol]], Callable[[], asyncio.Protocol]]
-"""What `tls.TlsPort.secure` does."""
+OTHER_CONNECTIONS = 16
+"""So many at a time on each port but the data port, however many there are on that."""
 
 
 class Role(Enum):
@@ -67,9 +72,9 @@ class PodServer:
     """`serve` on listeners; `terminate` begins the drain, and `drained` returns after its end.
 
     `uptime_from` is the monotonic time at which the process counts as started. `render` makes the
-    page of Role.METRICS, `secure` wraps the data port's protocol for Role.TLS and
-    `secure_metrics` that of the page. `phase_changed` hears of the drain. Whoever knows of a direct
-    path sets `direct_load`, again and again.
+    page of Role.METRICS, `secure` is for Role.TLS and `secure_metrics` for that page.
+    `phase_changed` hears of the drain. Whoever knows of a direct path sets `direct_load`, again and
+    again.
     """
 
     def __init__(
@@ -81,8 +86,8 @@ class PodServer:
         upgraded_seconds: float = contract.UPGRADED_SECONDS,
         render: Callable[[], bytes] | None = None,
         profiling: Service | None = None,
-        secure: Secure | None = None,
-        secure_metrics: Secure | None = None,
+        secure: TlsPort | None = None,
+        secure_metrics: TlsPort | None = None,
         phase_changed: Callable[[Phase], None] = lambda _: None,
     ) -> None:
         self.relay = relay
@@ -94,38 +99,34 @@ class PodServer:
         self._period: tuple[Report, DirectLoad, float] | None = None
         self._hook = ports.DrainHook(self._hooked)
         self._changed = asyncio.Event()
-        self._others: set[ServerConnection] = set()
-        self._data: list[asyncio.Server] = []
-        self._admin: list[asyncio.Server] = []
+        self._others: list[Clients[ServerConnection]] = []
         self._tick: asyncio.TimerHandle | None = None
         self._watching: asyncio.Task[None] | None = None
-        self._services: dict[Role, Callable[[], asyncio.Protocol]] = {
-            Role.DATA: relay.protocol,
-            Role.ADMIN: self._plain(self._hook),
-            Role.AUTOSCALER: self._plain(ports.autoscaler(self._stat)),
+        self._gates: dict[Role, Gate] = {
+            Role.DATA: _gate(relay.protocol, relay.clients),
+            Role.ADMIN: self._other(self._hook),
+            Role.AUTOSCALER: self._other(ports.autoscaler(self._stat)),
         }
         if render is not None:
-            page = self._plain(ports.prometheus(render), contract.READ_METRICS_HEAD_SECONDS)
-            self._services[Role.METRICS] = page if secure_metrics is None else secure_metrics(page)
+            page, patience = ports.prometheus(render), contract.READ_METRICS_HEAD_SECONDS
+            self._gates[Role.METRICS] = self._other(page, patience, secure_metrics)
         if profiling is not None:
-            stacks = self._plain(profiling, contract.READ_PROFILING_HEAD_SECONDS)
-            self._services[Role.PROFILING] = stacks
+            patience = contract.READ_PROFILING_HEAD_SECONDS
+            self._gates[Role.PROFILING] = self._other(profiling, patience)
         if secure is not None:
-            self._services[Role.TLS] = secure(relay.protocol)
+            self._gates[Role.TLS] = _gate(relay.protocol, relay.clients, secure)
 
     async def serve(self, role: Role, listeners: Iterable[socket.socket]) -> None:
         """Accept on listening, non-blocking sockets, which are owned from now on."""
         loop = asyncio.get_running_loop()
-        servers = self._data if role in (Role.DATA, Role.TLS) else self._admin
         for listener in listeners:
-            servers.append(
-                await loop.create_server(
-                    self._services[role], sock=listener, backlog=sockets.BACKLOG
-                )
-            )
+            await self._gates[role].open(listener)
         if role is Role.AUTOSCALER and self._tick is None:
             # on whole seconds: one wake-up for all the pods of a worker
             self._next_tick(floor(loop.time()) + contract.STAT_PERIOD_SECONDS)
+
+    def gate(self, role: Role) -> Gate:
+        return self._gates[role]
 
     def terminate(self) -> None:
         """SIGTERM: probes fail at once, traffic goes on (contract section 6)."""
@@ -175,16 +176,14 @@ class PodServer:
             await asyncio.sleep(_POLL_SECONDS / 10)
 
     def stop_accepting(self) -> None:
-        for server in self._data:
-            server.close()
-        self._data.clear()
+        for role in (Role.DATA, Role.TLS):
+            if role in self._gates:
+                self._gates[role].close()
 
     def stop_listening(self) -> None:
         """On all ports. Connections and those who wait for the drain's end stay."""
-        self.stop_accepting()
-        for server in self._admin:
-            server.close()
-        self._admin.clear()
+        for gate in self._gates.values():
+            gate.close()
 
     def close(self) -> None:
         """End everything at once. Safe to call twice."""
@@ -193,10 +192,10 @@ class PodServer:
             self._tick = None
         if self._watching is not None:
             self._watching.cancel()
-        for server in (*self._data, *self._admin):
-            server.close()
-        for client in list(self._others):
-            client.close()
+        self.stop_listening()
+        for clients in self._others:
+            for client in clients:
+                client.close()
         self.relay.abort()
 
     async def _idle_moment(self) -> None:
@@ -238,15 +237,18 @@ class PodServer:
         self._changed.set()
 
     # --- the other ports -----------------------------------------------------------------------
-    def _plain(
-        self, service: Service, patience: float | None = None
-    ) -> Callable[[], asyncio.Protocol]:
+    def _other(
+        self, service: Service, patience: float | None = None, secure: TlsPort | None = None
+    ) -> Gate:
+        clients: Clients[ServerConnection] = Clients(most=OTHER_CONNECTIONS)
+        self._others.append(clients)
+
         def protocol() -> asyncio.Protocol:
-            client = ServerConnection(service, self._others.discard, patience=patience)
-            self._others.add(client)
+            client = ServerConnection(service, clients.discard, patience=patience)
+            clients.add(client)
             return as_protocol(client)
 
-        return protocol
+        return _gate(protocol, clients, secure)
 
     def _direct(self, now: float) -> DirectLoad:
         """Of a supervisor that says nothing any more nothing is known."""
@@ -274,3 +276,15 @@ class PodServer:
             count=report.count + round(direct.requests * contract.STAT_PERIOD_SECONDS),
         )
         return stat.encode(pod, both, at - self._uptime_from)
+
+
+def _gate(
+    make: Callable[[], asyncio.Protocol], clients: Clients[Any], secure: TlsPort | None = None
+) -> Gate:
+    """For the connections that `make` makes members of `clients`."""
+
+    def spare() -> bool:
+        now = asyncio.get_running_loop().time()
+        return clients.spare(now) or (secure is not None and secure.young.spare(now))
+
+    return Gate(make if secure is None else secure.secure(make), lambda: clients.room, spare)

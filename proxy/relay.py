@@ -21,10 +21,12 @@ from weir.proxy.contract import RevisionSettings
 from weir.proxy.exchange import Client, Exchange, Head, Observer
 from weir.proxy.exchange1 import Http1Exchange
 from weir.proxy.policy.breaker import REFUSED, RUNNING, Breaker
+from weir.proxy.policy.budget import Share
 from weir.proxy.policy.deadlines import Timeouts
 from weir.proxy.policy.histogram import Histogram, Latencies
 from weir.proxy.policy.meter import Meter, Report
 from weir.proxy.wire import answers
+from weir.proxy.wire.clients import Clients
 from weir.proxy.wire.dial import Dial
 from weir.proxy.wire.head import RequestHead
 from weir.proxy.wire.protocol import as_protocol
@@ -71,7 +73,8 @@ class Relay:
     """One pod's data port. `protocol` is the factory for `loop.create_server`.
 
     `dial` makes sockets where the user container listens, `offer` gives the value of Weir-Direct
-    while the pod takes direct connections, `clock` is any monotonic clock in seconds.
+    while the pod takes direct connections, `clock` is any monotonic clock in seconds. Clients'
+    connections are charged to `share`.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Relay:
         clock: Callable[[], float] = time.monotonic,
         offer: Callable[[], str | None] = lambda: None,
         observers: Sequence[Observer] = (),
+        share: Share | None = None,
     ) -> None:
         limit = settings.container_concurrency
         self.settings = settings
@@ -113,7 +117,7 @@ class Relay:
         self._draining = False
         self._retired = False
         self._drained: asyncio.Future[None] | None = None
-        self._clients: set[ServerConnection | ClientConnection] = set()
+        self.clients: Clients[ServerConnection | ClientConnection] = Clients(share)
         self._checks: set[asyncio.Task[None]] = set()
 
     # --- the request path --------------------------------------------------------------------
@@ -191,9 +195,9 @@ class Relay:
         from weir.proxy.wire.h2.user import UserLink
 
         link = UserLink(self._user.reach)
-        client = ClientConnection(self._serve_stream, self._clients.discard, link)
+        client = ClientConnection(self._serve_stream, self.clients.discard, link)
         link.serve(client)
-        self._clients.add(client)
+        self.clients.add(client)
         return client
 
     def _serve_stream(self, client: ClientStream, head: StreamHead, ended: bool) -> None:
@@ -298,8 +302,8 @@ class Relay:
 
     # --- for whoever runs the relay ------------------------------------------------------------
     def protocol(self) -> asyncio.Protocol:
-        client = ServerConnection(self._serve, self._clients.discard, self._speak_http2)
-        self._clients.add(client)
+        client = ServerConnection(self._serve, self.clients.discard, self._speak_http2)
+        self.clients.add(client)
         return as_protocol(client)
 
     def counters(self) -> RelayCounters:
@@ -313,7 +317,7 @@ class Relay:
             aborted=self._aborted,
             probes=self._probes,
             waiting=self._breaker.waiting if self._breaker is not None else 0,
-            connections=len(self._clients),
+            connections=len(self.clients),
             latency=self._latency.snapshot(),
         )
 
@@ -348,14 +352,14 @@ class Relay:
 
         Clients of HTTP/2 that have some are asked for no more: ask again while there are any.
         """
-        for client in list(self._clients):
+        for client in self.clients:
             client.leave()
         self._user.close_idle()
 
     def close_used(self) -> bool:
         """Like `close_idle`, but spare those whose first request is due; whether there are such."""
         spared = False
-        for client in list(self._clients):
+        for client in self.clients:
             if isinstance(client, ServerConnection) and client.awaited:
                 spared = True
             elif client.idle:
@@ -364,19 +368,19 @@ class Relay:
 
     @property
     def connections(self) -> int:
-        return len(self._clients)
+        return len(self.clients)
 
     @property
     def pulse(self) -> tuple[int, int, int, int]:
         """Equal to an earlier one, with nothing in flight, when nothing happened since: requests,
         those in flight, connections, probes."""
         meter = self._meter
-        return meter.arrived, meter.in_flight, len(self._clients), self._probes
+        return meter.arrived, meter.in_flight, len(self.clients), self._probes
 
     def retire(self) -> None:
         """Somebody else accepts: each connection takes one more request, whose answer says so."""
         self._retired = True
-        for client in list(self._clients):
+        for client in self.clients:
             client.retire()
 
     def resume(self) -> None:
@@ -395,7 +399,7 @@ class Relay:
         """End everything at once: exchanges, connections, dials. Safe to call twice."""
         for task in self._checks:
             task.cancel()
-        for client in list(self._clients):
+        for client in self.clients:
             client.abort()
         for exchange in self._running:
             exchange.client_lost()

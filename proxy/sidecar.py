@@ -90,13 +90,17 @@ async def _serve(
     from weir.proxy.observe import ownlog
     from weir.proxy.observe.observability import observers_for
     from weir.proxy.podserver import PodServer, Role
+    from weir.proxy.policy.budget import Budget
     from weir.proxy.probes import Prober
     from weir.proxy.relay import Relay
     from weir.proxy.wire.dial import dial_here
 
     ownlog.set_up(settings)
     revision = settings.revision
-    relay = Relay(revision, dial=dial_here, prober=Prober(revision, dial_here))
+    # the others are for the user container's side; where there are none left, nobody is accepted
+    share = Budget(sockets.open_files()).share()
+    prober = Prober(revision, dial_here)
+    relay = Relay(revision, dial=dial_here, prober=prober, share=share)
     observability = observers_for(settings, in_line=lambda: relay.in_line)
     relay.observers += observability.observers
     tls = None
@@ -125,8 +129,8 @@ async def _serve(
         uptime_from=started,
         render=observability.render,
         profiling=profiling,
-        secure=None if tls is None else tls.secure,
-        secure_metrics=None if page is None else page.secure,
+        secure=tls,
+        secure_metrics=page,
     )
     loop = asyncio.get_running_loop()
 

@@ -81,3 +81,8 @@ def raise_open_files() -> None:
     """Every connection is a descriptor or two; Go's programs raise their limit as well."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def open_files() -> int:
+    """How many this process may have."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]

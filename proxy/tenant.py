@@ -8,6 +8,7 @@ the sidecar.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -37,6 +38,8 @@ log = logging.getLogger("weir.worker")
 SOCKETS_LOW = 16  # below this many spare sockets of a pod the worker asks for more
 SOCKETS_BATCH = 32
 PROBE_PERIOD_SECONDS = 10.0  # kubelet's default readiness period
+LOOK_SECONDS = 30.0
+"""Between two looks of ours at a pod that the kubelet asks about: its verdicts are ours, too."""
 LINGER_SECONDS = 5.0
 """How long clients may go on using a connection after the pod went to another agent."""
 POLL_SECONDS = 0.05
@@ -74,10 +77,12 @@ class Tenant:
         self._alone = False  # no supervisor, and so no more sockets
         self._waiting: deque[asyncio.Future[socket.socket]] = deque()
         periods = [probe.period for probe in revision.probes if probe.period]
-        self._period = min(periods, default=PROBE_PERIOD_SECONDS)
+        own = min(periods, default=PROBE_PERIOD_SECONDS)
+        self._period = LOOK_SECONDS if self.borrowed else own
+        self._lost = asyncio.Event()  # no longer ready
         self._tls: TlsPort | None = None
         self._files: list[Path] = []
-        self._prober = Prober(revision, self._dial)
+        self._prober = Prober(revision, self._dial, told=self._verdict)
         self.relay = Relay(revision, dial=self._dial, prober=self._prober, offer=lambda: self.offer)
         self.page: PodPage | None = None
         if isinstance(settings, SidecarSettings):
@@ -91,7 +96,7 @@ class Tenant:
             self.relay,
             uptime_from=time.monotonic() - age,
             render=None if self.page is None else self.page.render,
-            secure=None if self._tls is None else self._tls.secure,
+            secure=self._tls,
             phase_changed=self._phase_changed,
         )
 
@@ -260,12 +265,21 @@ class Tenant:
         return await future
 
     async def _watch(self) -> None:
-        ready = await self._prober.ready()
-        if ready != self.ready:
-            self.ready = ready
-            self._channel.send({"op": "ready", "pod": self.name, "ready": ready})
-        # an unready container has been polled for seconds by the prober itself
-        await asyncio.sleep(self._period if ready else 0.05)
+        if await self._prober.ready():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._lost.wait(), self._period)
+        else:  # an unready container has been polled for seconds by the prober itself
+            await asyncio.sleep(POLL_SECONDS)
+
+    def _verdict(self, ready: bool) -> None:
+        if ready == self.ready:
+            return
+        self.ready = ready
+        if ready:
+            self._lost.clear()
+        else:
+            self._lost.set()
+        self._channel.send({"op": "ready", "pod": self.name, "ready": ready})
 
 
 def numbers(counters: RelayCounters) -> dict[str, float]:

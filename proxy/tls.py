@@ -16,6 +16,7 @@ from pathlib import Path
 from weir.proxy import contract
 from weir.proxy.environment import CERTIFICATES
 from weir.proxy.tls_settings import TlsSettings
+from weir.proxy.wire.clients import Clients
 from weir.proxy.wire.secure import SecureServer
 
 _log = logging.getLogger(__name__)
@@ -59,7 +60,8 @@ class TlsPort:
         self._patience = patience
         self._period = period
         self._timer: asyncio.TimerHandle | None = None
-        self._young: set[SecureServer] = set()  # connections that have no TLS yet
+        self.young: Clients[SecureServer] = Clients()
+        """Connections that have no TLS yet."""
         self._loaded = self._on_disk()
         self.context = self._load()
 
@@ -70,8 +72,8 @@ class TlsPort:
         """
 
         def protocol() -> asyncio.Protocol:
-            connection = SecureServer(self.context, make, self._young.discard, self._patience)
-            self._young.add(connection)
+            connection = SecureServer(self.context, make, self.young.discard, self._patience)
+            self.young.add(connection)
             return connection
 
         return protocol
@@ -85,7 +87,7 @@ class TlsPort:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for connection in list(self._young):
+        for connection in self.young:
             connection.abort()
 
     def reload(self) -> bool:

@@ -81,8 +81,26 @@ class Share:
         self.used -= 1
 
     def close(self) -> None:
-        """Its guarantee goes to the others. Idempotent."""
+        """Its guarantee goes to the others; what it still has is its own affair. Idempotent."""
         self._budget.close(self)
+        self._budget = Budget(1 << 62)
+
+
+PROCESS_DESCRIPTORS = 128
+POD_DESCRIPTORS = 128
+"""Of a pod besides its clients: listeners, the connections to the other ports, spare sockets."""
+CONNECTION_BYTES = 8192
+"""A connection and the one that it leads to take so much while nothing is under way."""
+
+
+def connections(descriptors: int, memory: int, pods: int) -> int:
+    """How many clients' connections a process may have with so many descriptors and bytes.
+
+    Each may have one to the user container. Room is left for the moment after a pod has come, see
+    Budget, and half of the memory for what is under way.
+    """
+    by_descriptors = (descriptors - PROCESS_DESCRIPTORS - pods * POD_DESCRIPTORS) * 2 // 5
+    return min(by_descriptors, memory // 2 // CONNECTION_BYTES)
 
 
 def fair_level(amounts: Iterable[int], capacity: int) -> int:

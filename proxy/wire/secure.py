@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from weir.proxy import contract
+from weir.proxy.wire.clients import SPARE_SECONDS
 
 _log = logging.getLogger(__name__)
 
@@ -84,6 +85,14 @@ class SecureServer(asyncio.Protocol):
         transport: asyncio.Transport | None = self._transport
         if transport is not None:
             transport.abort()
+
+    def spare(self, now: float) -> bool:
+        """Close, if the handshake goes on for longer than it should take. Whether it does."""
+        timer = self._timer
+        if self._refused or timer is None or now < timer.when() - self._patience + SPARE_SECONDS:
+            return False
+        self._transport.abort()
+        return True
 
     # --- asyncio ---------------------------------------------------------------------------
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

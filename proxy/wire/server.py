@@ -14,6 +14,7 @@ from typing import Protocol, cast
 from weir.proxy import contract
 from weir.proxy.wire import answers
 from weir.proxy.wire.body import BodyReader, reader
+from weir.proxy.wire.clients import SPARE_SECONDS
 from weir.proxy.wire.connection import plain_address
 from weir.proxy.wire.fields import HEAD_END, Malformed
 from weir.proxy.wire.flow import BACKLOG, OTHER_SIDE, Flow
@@ -178,6 +179,25 @@ class ServerConnection:
             self._transport.close()
         else:
             self._unwanted = True
+
+    def spare(self, now: float) -> bool:
+        """Close, unless something is asked, or was since this was asked the last time."""
+        if self._open or not self._made or self._lingering or self._body is not None:
+            return False
+        if self._transport.is_closing() or self._transport.get_write_buffer_size():
+            return False
+        timer = self._timer
+        if timer is None:
+            if self.written:  # by the last answer, or one since
+                self.written = False
+                return False
+        elif now < timer.when() - self._patience + SPARE_SECONDS:  # a head is due
+            return False
+        if self._rest:
+            self._transport.abort()
+        else:
+            self._transport.close()
+        return True
 
     def leave(self) -> None:
         """Close if no request is there."""

@@ -18,10 +18,12 @@ from tests.relay.test_upgrades import SWITCHING, UPGRADE, echo
 from weir.proxy import contract, sockets
 from weir.proxy.contract import RevisionSettings
 from weir.proxy.podserver import PodServer, Role
+from weir.proxy.policy.budget import Share
 from weir.proxy.policy.drain import Drain
 from weir.proxy.policy.stat import encode
 from weir.proxy.probes import Prober
 from weir.proxy.relay import Relay
+from weir.proxy.tls import TlsPort
 from weir.proxy.wire.dial import dial_here
 
 READY = b"GET / HTTP/1.1\r\nHost: a\r\nUser-Agent: kube-probe/1\r\nK-Network-Probe: queue\r\n\r\n"
@@ -37,21 +39,31 @@ class Pod:
 
     @classmethod
     async def start(
-        cls, *, quiet: float = 0.3, grace: float = 300, upgraded_seconds: float = 60, **more: Any
+        cls,
+        *,
+        quiet: float = 0.3,
+        grace: float = 300,
+        upgraded_seconds: float = 60,
+        share: Share | None = None,
+        secure: TlsPort | None = None,
+        **more: Any,
     ) -> Pod:
         user = UserContainer()
         await user.start()
         revision = RevisionSettings(user_port=user.port, pod="pod-1", **more)
-        relay = Relay(revision, dial=dial_here, prober=Prober(revision, dial_here))
+        prober = Prober(revision, dial_here)
+        relay = Relay(revision, dial=dial_here, prober=prober, share=share)
         server = PodServer(
             relay,
             uptime_from=time.monotonic(),
             drain=Drain(grace, quiet),
             upgraded_seconds=upgraded_seconds,
             render=lambda: b"# metrics\n",
+            secure=secure,
         )
         ports = {}
-        for role in (Role.DATA, Role.ADMIN, Role.AUTOSCALER, Role.METRICS):
+        roles = [Role.DATA, Role.ADMIN, Role.AUTOSCALER, Role.METRICS]
+        for role in roles if secure is None else [*roles, Role.TLS]:
             listener = sockets.listen("127.0.0.1", 0)
             ports[role] = listener.getsockname()[1]
             await server.serve(role, [listener])

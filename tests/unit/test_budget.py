@@ -2,7 +2,7 @@
 
 import random
 
-from weir.proxy.policy.budget import Budget, Pace, Share, fair_level
+from weir.proxy.policy.budget import Budget, Pace, Share, connections, fair_level
 
 
 def fill(share: Share) -> int:
@@ -105,3 +105,25 @@ def test_a_pace_allows_a_burst_and_then_so_much_a_second() -> None:
     assert [pace.spend(1.0, 100.0) for _ in range(6)] == [True] * 5 + [False]
     pace = Pace(10.0, 5.0)
     assert all(pace.spend(1.0, 100.0 + number / 10) for number in range(100))
+
+
+def test_what_a_closed_share_still_gives_back_is_not_given_to_the_others_twice() -> None:
+    budget = Budget(100)
+    gone, other = budget.share(), budget.share()
+    fill(gone)
+    gone.close()
+    free = budget.free
+    while gone.used:
+        gone.give()
+    assert budget.free == free
+    assert fill(other) == 75
+
+
+def test_connections_fit_into_descriptors_and_memory_of_the_process() -> None:
+    for descriptors in (1 << 12, 20_000, 1 << 20):
+        for pods in (1, 10, 30):
+            most = connections(descriptors, 1 << 30, pods)
+            assert most > 0 or descriptors == 1 << 12
+            # 5/4: all guarantees taken after one pod had taken all there was
+            assert 2 * most * 5 // 4 + 128 * (pods + 1) <= descriptors
+            assert most * 8192 <= 1 << 29

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from weir.proxy import contract
 from weir.proxy.wire import answers
+from weir.proxy.wire.clients import SPARE_SECONDS
 from weir.proxy.wire.connection import plain_address
 from weir.proxy.wire.h2 import frames
 from weir.proxy.wire.h2.endpoint import Endpoint, Fault
@@ -215,6 +216,16 @@ class ClientConnection(Endpoint[ClientStream]):
             self.closing = True
             self.send(frames.goaway(self.last_peer_stream(), frames.NO_ERROR))
             self.transport.close()
+
+    def spare(self, now: float) -> bool:
+        """Close, if it has no streams and the client has had time to open one."""
+        if self.streams or self.closing or self.transport.get_write_buffer_size():
+            return False
+        timer = self._timer
+        if timer is not None and now < timer.when() - contract.READ_HEAD_SECONDS + SPARE_SECONDS:
+            return False
+        self.close()
+        return True
 
     def leave(self) -> None:
         """Asked again and again: let what runs end, then close (RFC 9113, section 6.8).
