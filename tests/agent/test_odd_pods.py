@@ -26,6 +26,7 @@ from tests.agent.odd import (
 from tests.agent.test_privileges import NEEDED, allowed
 from tests.hold.rig import HOLD
 from tests.kernel.bpffs import mounted
+from tests.kernel.test_mptcp import why_no_mptcp
 from tests.pods import DIRECT_PORT, USER_PORT, Pod, needs_kernel, until
 
 pytestmark = [
@@ -49,12 +50,48 @@ def owned_elsewhere(namespace: Path) -> bool:
         os.close(owner)
 
 
+MPTCP = f"""
+import http.server, socket
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version, wbufsize = "HTTP/1.1", -1
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "5")
+        self.end_headers()
+        self.wfile.write(b"hello")
+    def log_message(self, *_): pass
+server = http.server.ThreadingHTTPServer(("", {USER_PORT}), Handler, bind_and_activate=False)
+server.socket.close()
+server.socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)
+server.server_bind()
+server.server_activate()
+server.serve_forever()
+"""
+
+
+class Mptcp(HeldPod):
+    """Its app listens as every Go server does by default."""
+
+    program = MPTCP
+
+
 @pytest.mark.skipif(why_no_users() is not None, reason=str(why_no_users()))
+@pytest.mark.parametrize(
+    ("kind", "steering"),
+    [
+        (HeldPod, "sk_lookup"),
+        pytest.param(
+            Mptcp,
+            "tc",
+            marks=pytest.mark.skipif(why_no_mptcp() is not None, reason=str(why_no_mptcp())),
+        ),
+    ],
+)
 def test_a_pod_with_a_user_namespace_is_served_like_any_other_by_seven_capabilities(
-    tmp_path: Path,
+    tmp_path: Path, kind: type[HeldPod], steering: str
 ) -> None:
     with (
-        filled(OwnUsers(), "env") as held,
+        filled(OwnUsers(), "env", kind=kind) as held,
         closing(agent := Agent(tmp_path, held, prefix=allowed(*NEEDED))),
     ):
         until(lambda: agent.workers, "the worker")
@@ -66,6 +103,7 @@ def test_a_pod_with_a_user_namespace_is_served_like_any_other_by_seven_capabilit
         assert held.get() == (200, b"hello")
         assert held.get(port=DIRECT_PORT) == (200, b"hello")
         until(lambda: agent.pod()["direct"]["finished"] == 1, "it is counted")
+        assert agent.pod()["direct"]["steering"] == steering
 
 
 def test_the_agent_in_a_node_within_a_node_serves_counts_adopts_and_sweeps(tmp_path: Path) -> None:
