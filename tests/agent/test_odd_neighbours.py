@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -14,11 +17,13 @@ from tests.agent.odd import Containers, filled, refuses
 from tests.contract.world import ENVIRONMENT
 from tests.hold.rig import HOLD
 from tests.pods import DIRECT_PORT, USER_PORT, Pod, needs_kernel, until
-from weir.proxy import contract, holds, neighbours, netns, served
+from weir.proxy import borrow, contract, holds, neighbours, netns, served
+from weir.proxy.borrow import Borrower
 from weir.proxy.kernel import Kernel
 from weir.proxy.lease import NoHold
 from weir.proxy.pod import PodSpec
 from weir.proxy.served import ServedPod
+from weir.proxy.workers import Workers
 
 pytestmark = [
     needs_kernel,
@@ -116,6 +121,31 @@ def test_a_hold_in_the_nodes_network_is_left_to_its_sidecar(tmp_path: Path) -> N
                 holds.find(spec)
         finally:
             process.kill()
+
+
+@pytest.mark.parametrize(("reason", "again"), [(NoHold, True), (holds.LeftToSidecar, False)])
+async def test_a_pod_that_is_left_to_its_sidecar_is_looked_at_seldom(
+    monkeypatch: pytest.MonkeyPatch, reason: type[NoHold], again: bool
+) -> None:
+    looks: list[PodSpec] = []
+
+    def find(spec: PodSpec) -> None:
+        looks.append(spec)
+        raise reason("so it is")
+
+    monkeypatch.setattr(holds, "find", find)
+    monkeypatch.setattr(borrow, "LOOK_SECONDS", 0.0)
+    spec = PodSpec(name="x", settings=contract.RevisionSettings(user_port=0), hold=1)
+    pod = ServedPod(spec, None, "no kernel here")
+    borrower = Borrower(pod, cast("Workers", SimpleNamespace(pids=[1])), lambda _: None)
+    running = asyncio.create_task(borrower.run())
+    for _ in range(50):
+        await asyncio.sleep(0.001)
+    assert (len(looks) > 1) is again
+    assert "so it is" in pod.lease
+    async with asyncio.timeout(5):  # the agent does not wait for the next look
+        await borrower.stop(0.0)
+        await running
 
 
 # ---- meshes ----------------------------------------------------------------------------------
