@@ -310,7 +310,10 @@ class ServedPod:
                     interface=spec.interface,
                 )
             )
-            self._adopted = time.monotonic() + ADOPTION_SECONDS if self.attached.opened else 0.0
+            self._adopted = 0.0
+            if self.attached.opened:
+                self._adopted = time.monotonic() + ADOPTION_SECONDS
+                self._started = None  # somebody has found it ready
             self.attached.adopt_listeners()
             self.counted()
         except (KernelUnavailable, OSError) as e:

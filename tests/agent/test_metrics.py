@@ -19,6 +19,7 @@ from tests.hold.rig import HOLD
 from tests.kernel.bpffs import mounted
 from tests.pods import DIRECT_PORT, needs_kernel, until
 from weir.proxy.agentmetrics import LARGEST_HEAD, MOST_CONNECTIONS
+from weir.proxy.served import FRESH_SECONDS
 
 pytestmark = [
     needs_kernel,
@@ -221,6 +222,8 @@ def test_a_cold_start_is_known_to_the_agent_that_was_there_and_to_no_later_one(
             assert 0 < found.samples[known] <= took
             assert agent.pod()["cold_start"] == pytest.approx(found.samples[known])
             assert found.value("weir_cold_start_duration_seconds_count") == 1
+            # whoever is lent a younger hold can't know that there was somebody before
+            until(lambda: time.monotonic() - begun > 2 * FRESH_SECONDS, "it is old enough")
             agent.stop()
             with closing(later := started(tmp_path / "1", port, pod)):
                 later.until_held().until_open()

@@ -23,12 +23,13 @@ from weir.proxy.counters import (
     bucket_start,
 )
 from weir.proxy.environment import Observability, RequestMetrics, SidecarSettings
+from weir.proxy.holds import Hold
 from weir.proxy.observe import observability
 from weir.proxy.observe.podpage import PodPage, read_back, written_down
 from weir.proxy.pod import PodSpec
 from weir.proxy.policy import histogram
 from weir.proxy.policy.histogram import BUCKETS, EDGES, lower_bound
-from weir.proxy.served import ServedPod
+from weir.proxy.served import FRESH_SECONDS, ServedPod
 
 NUMBERS = [each.name for each in fields(PodCounters) if each.name != "latency"]
 
@@ -363,3 +364,39 @@ def test_what_no_worker_writes_is_not_read_back_in_part(names: str) -> None:
             refused += 1
             assert written_down(fresh) == empty
     assert refused > 0.7 * len(breakages)  # an empty list of series, say, is fine
+
+
+# --- cold starts ----------------------------------------------------------------------------------
+
+
+def held(age: float, cold_starts: ColdStarts) -> ServedPod:
+    """A pod as it is when a hold that is `age` seconds old has been lent."""
+    spec = PodSpec("hello", RevisionSettings(user_port=0), hold=1)
+    pod = ServedPod(spec, None, "no kernel here", cold_starts)
+    pod.describe(Hold(-1, -1, {}, settings("current"), age, 1, None))
+    pod.lease = ""
+    pod.attach()
+    return pod
+
+
+def test_a_cold_start_begins_with_the_container_and_is_counted_once() -> None:
+    cold_starts = ColdStarts()
+    pod = held(0.5, cold_starts)
+    pod.found(False)
+    assert pod.cold_start is None
+    pod.found(True)
+    first = pod.cold_start
+    assert first is not None
+    assert first >= 0.5
+    pod.found(False)
+    pod.found(True)
+    assert pod.cold_start == first
+    assert (sum(cold_starts.counts), cold_starts.seconds) == (1, first)
+
+
+def test_of_a_hold_that_may_have_been_anybodys_no_cold_start_is_known() -> None:
+    cold_starts = ColdStarts()
+    pod = held(FRESH_SECONDS + 0.1, cold_starts)
+    pod.found(True)
+    assert pod.cold_start is None
+    assert sum(cold_starts.counts) == 0
