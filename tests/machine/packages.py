@@ -24,8 +24,8 @@ SUITES = (
     ("debian", "trixie-backports"),
 )
 _IMAGE = re.compile(r"linux-image-(\d+\.\d+)\.\d[\w.+]*(-[\w.]*\d)?-amd64")
-# most of a package is drivers of hardware that no virtual machine has
-_KEPT_DRIVERS = re.compile(r"/kernel/drivers/(virtio/|net/[^/]*$)")
+# modules, but not the many drivers of hardware that no virtual machine has
+_KEPT = re.compile(r"lib/modules/[^/]+/(?!kernel/drivers/(?!virtio/|net/[^/]+$))")
 
 
 class Failed(Exception):
@@ -62,30 +62,34 @@ def _fetch(version: str, folder: Path) -> None:
     if version not in packages:
         known = ", ".join(sorted(packages, key=_numbers)) or "none"
         raise Failed(f"Debian has no Linux {version} now; it has: {known}")
+    package = packages[version]
+    release = package.removeprefix("linux-image-")
+    depends = _apt("apt-cache", "depends", package).split()
+    # newer ones are in parts, all of them named by the release
+    parts = {package, *(name for name in depends if name.endswith(release))}
     archives = CACHE / "apt/cache/archives"
-    _apt("apt-get", "--quiet=2", "download", packages[version], cwd=archives)
-    [archive] = archives.glob(f"{packages[version]}_*.deb")
+    for left in archives.glob("*.deb"):
+        left.unlink()
+    _apt("apt-get", "--quiet=2", "download", *sorted(parts), cwd=archives)
     half = CACHE / f"{version}.part"
     shutil.rmtree(half, ignore_errors=True)
-    _unpack(archive, half)
-    archive.unlink()
+    half.mkdir()
+    for archive in archives.glob("*.deb"):
+        _unpack(archive, half)
+        archive.unlink()
     made = _unpacked(version, half)
     _run("depmod", "-b", str(made.modules.parents[1]), made.release)
     half.rename(folder)
 
 
 def _unpacked(version: str, folder: Path) -> Kernel:
-    [image] = folder.glob("boot/vmlinuz-*")
-    [modules] = [*folder.glob("lib/modules"), *folder.glob("usr/lib/modules")]
-    if modules.parent.parent.name == "usr":  # depmod looks for lib/modules
-        (folder / "usr").rename(folder / "usr.part")
-        (folder / "usr.part/lib").rename(folder / "lib")
-        modules = folder / "lib/modules"
-    return Kernel(version, image.name.removeprefix("vmlinuz-"), image, modules)
+    modules = folder / "lib/modules"
+    [release] = (each.name for each in modules.iterdir())
+    return Kernel(version, release, folder / "vmlinuz", modules)
 
 
 def _unpack(archive: Path, into: Path) -> None:
-    into.mkdir(parents=True)
+    """The kernel itself as "vmlinuz", and "lib/modules", from wherever a Debian has them."""
     with (
         subprocess.Popen(
             ["dpkg-deb", "--fsys-tarfile", archive], stdout=subprocess.PIPE
@@ -93,7 +97,12 @@ def _unpack(archive: Path, into: Path) -> None:
         tarfile.open(fileobj=process.stdout, mode="r|") as tar,
     ):
         for member in tar:
-            if "/kernel/drivers/" in member.name and not _KEPT_DRIVERS.search(member.name):
+            name = member.name.removeprefix("./").removeprefix("usr/")
+            if name.rpartition("/")[2].partition("-")[0] == "vmlinuz":
+                member.name = "vmlinuz"
+            elif _KEPT.match(name):
+                member.name = name
+            else:
                 continue
             tar.extract(member, into, filter="data")
     if process.returncode:
