@@ -12,6 +12,7 @@ BPF_FLAGS := -O2 -g -target bpf -mcpu=v3 -Wall -Wextra -Werror -Wno-unused-param
 HOLD     := hold/weir-hold
 HOLD_SRC := $(wildcard hold/*.c hold/*.h)
 BENCH_SRC := $(wildcard bench/c/*.c bench/c/*.h)
+INIT_SRC := tests/machine/init.c
 # static, because it is all there is in its image; musl's is a tenth of glibc's
 HOLD_CC  ?= $(shell command -v musl-gcc || command -v gcc || command -v cc)
 HOLD_FLAGS := -std=gnu11 -Os -Wall -Wextra -Werror -static -s \
@@ -25,7 +26,7 @@ CAN_COMPILE = command -v gcc >/dev/null && \
 
 .DEFAULT_GOAL := help
 .PHONY: image e2e-up e2e-down e2e-smoke e2e-conformance e2e-upstream e2e-deps
-.PHONY: help deps run test test-compiled lint format bench clean lock bpf hold compiled
+.PHONY: help deps run test test-compiled test-kernels lint format bench clean lock bpf hold compiled
 
 help: ## list the tasks
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,16 +46,19 @@ test-compiled: compiled ## run the tests of the relay, the sidecar and the contr
 	$(COMPILED) $(BIN)/python -P -m pytest --import-mode=importlib $(PYTEST_ARGS) \
 		tests/relay tests/sidecar tests/contract
 
+test-kernels: deps bpf hold $(VENV)/.machine ## run the kernel side's tests on Debian's other kernels, under qemu (KERNELS="6.1 newest", hours)
+	$(BIN)/python -m tests.machine $(KERNELS)
+
 lint: deps ## ruff, mypy --strict, import layers, clang-format, clang -Werror
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .
 	$(BIN)/mypy -p weir && $(BIN)/mypy tests bench examples
 	$(BIN)/lint-imports
-	clang-format --dry-run --Werror $(BPF_SRC) $(HOLD_SRC) $(BENCH_SRC)
-	$(CLANG) -std=gnu11 -fsyntax-only -Wall -Wextra -Werror $(filter %.c,$(BENCH_SRC))
+	clang-format --dry-run --Werror $(BPF_SRC) $(HOLD_SRC) $(BENCH_SRC) $(INIT_SRC)
+	$(CLANG) -std=gnu11 -fsyntax-only -Wall -Wextra -Werror $(filter %.c,$(BENCH_SRC)) $(INIT_SRC)
 	$(MAKE) --no-print-directory -B bpf hold
 
 format: deps ## rewrite the sources in the house format
-	$(BIN)/ruff format . && $(BIN)/ruff check --fix . && clang-format -i $(BPF_SRC) $(HOLD_SRC) $(BENCH_SRC)
+	$(BIN)/ruff format . && $(BIN)/ruff check --fix . && clang-format -i $(BPF_SRC) $(HOLD_SRC) $(BENCH_SRC) $(INIT_SRC)
 
 bench: deps bpf compiled $(VENV)/.bench ## measure the direct path, the relay and the adaptor against nothing at all (ratios in one run)
 	$(BIN)/python -m bench
@@ -115,6 +119,10 @@ $(VENV)/.stamp: requirements.lock deps.sh pyproject.toml
 
 $(VENV)/.bench: deps.sh
 	./deps.sh $(PYTHON) $(VENV) bench
+	@touch $@
+
+$(VENV)/.machine: deps.sh
+	./deps.sh $(PYTHON) $(VENV) machine
 	@touch $@
 
 lock: ## resolve the Python dependencies anew into requirements.lock

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Install what a fresh Debian or Ubuntu machine lacks. usage: deps.sh PYTHON VENV [bench]
-# With `bench`, what the benchmarks drive and are compared with, too.
+# Install what a fresh Debian or Ubuntu machine lacks. usage: deps.sh PYTHON VENV [bench|machine]
+# With `bench`, what the benchmarks drive and are compared with, too; with `machine`, what boots other kernels.
 # Debian packages need root; without it this says what is missing and goes on with what is there.
 set -eu
 python=$1 venv=$2
@@ -30,6 +30,9 @@ want gcc gcc; want libc6-dev /usr/include/stdio.h # what mypyc's C is compiled w
 want openssl openssl; want curl curl # what the tests of TLS make certificates with, and a client of it
 [ "${3:-}" = bench ] && {
 	want wrk wrk; want nginx-light nginx /usr/sbin/nginx; want nghttp2-client h2load; }
+[ "${3:-}" = machine ] && {
+	want qemu-system-x86 qemu-system-x86_64; want kmod depmod /usr/sbin/depmod
+	want debian-archive-keyring /usr/share/keyrings/debian-archive-keyring.gpg; }
 "$python" -c 'import venv, ensurepip' 2>/dev/null || need="$need python3-venv"
 "$python" -c 'import os, sys, sysconfig as s; sys.exit(not os.path.exists(s.get_path("include") + "/Python.h"))' ||
 	need="$need python3-dev"
