@@ -32,7 +32,8 @@ OPEN_TICKS = 4
 """Of a pod that is open only its kind of listeners may have changed: the pods take turns."""
 CERTIFICATE_TICKS = round(contract.CERTIFICATE_SECONDS)
 SWEEP_TICKS = 30
-"""Between two looks for what pods that have ended left pinned."""
+"""Between two looks for what was left pinned: by pods that have ended, or by agents that had pods
+which no agent has now."""
 DRAIN_TICK_SECONDS = 0.1
 DRAIN_SECONDS = 30.0
 GIVE_UP_SECONDS = 5.0
@@ -99,6 +100,7 @@ class Agent:
             now = time.monotonic()
             if self._kernel is not None and number % SWEEP_TICKS == 0:
                 self._kernel.sweep()
+                self._kernel.close_abandoned()
             for borrower in self._borrowers:
                 borrower.beat(now)
                 if number % CERTIFICATE_TICKS == 0:

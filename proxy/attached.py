@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -89,6 +89,20 @@ class Tables:
         """Is everything of the pod pinned? Not so if its maker was killed in between."""
         return self.layout is not None and LAST in self.layout.links(cookie)
 
+    def opened(self, cookie: int) -> bool:
+        """Are new connections to its direct port steered?"""
+        settings = self.pods.get(cookie)
+        return settings is not None and bool(settings["enabled"])
+
+    def shut(self, cookie: int) -> tuple[str, ...]:
+        """Refuse new direct connections of a pod whoever has attached it; its addresses."""
+        settings = self.pods.get(cookie)
+        if settings is not None:
+            self.pods.put(cookie, {**settings, "enabled": 0})
+        found = (key["word"] for key, owner in self.addresses.items() if owner == cookie)
+        raw = (b"".join(word.to_bytes(4, "little") for word in words) for words in found)
+        return tuple(sorted(str(a.ipv4_mapped or a) for a in map(IPv6Address, raw)))
+
     def remove(self, cookie: int) -> None:
         """Everything of a pod, whatever is left of it: links first, its directory last."""
         if self.layout is not None:
@@ -132,8 +146,7 @@ class AttachedPod:
     @property
     def opened(self) -> bool:
         """Is the direct port open, as it may be already when the pod is adopted?"""
-        settings = None if self._detached else self.tables.pods.get(self.cookie)
-        return settings is not None and bool(settings["enabled"])
+        return not self._detached and self.tables.opened(self.cookie)
 
     def open_direct(self) -> None:
         """Steer new connections to the direct port. Idempotent."""

@@ -61,6 +61,8 @@ class Kernel:
         self.pods, self.addresses = self.tables.pods, self.tables.addresses
         self.listeners, self.meters = self.tables.listeners, self.tables.meters
         self._root = root
+        self._claims = None if root is None else pins.Claims(root)
+        self._abandoned: set[int] = set()
         self._fds: list[int] = []
         self._earlier = [tables for each in earlier if (tables := self._read(each)) is not None]
         self._attached: dict[int, AttachedPod] = {}
@@ -148,6 +150,8 @@ class Kernel:
         self._attached[cookie] = pod
         try:
             with self._exclusive():
+                if self._claims is not None:
+                    self._claims.take(cookie)
                 pod.attach(self._make_way)
         except OSError as error:
             pod.detach()
@@ -170,6 +174,33 @@ class Kernel:
                         removed += 1
         return removed
 
+    def close_abandoned(self) -> None:
+        """Close the direct ports of pods that live and that no agent has in its hands: nobody would
+        close them when the pod drains. To be called now and then: a pod is closed if that is so at
+        two looks in a row, since between two agents it is nobody's for a moment."""
+        found: set[int] = set()
+        with self._exclusive():
+            for tables in (self.tables, *self._earlier):
+                if tables.layout is None or self._claims is None:
+                    continue
+                for cookie in tables.layout.pods():
+                    if (
+                        cookie in self._attached
+                        or self._claims.of_another(cookie)
+                        or not tables.opened(cookie)
+                    ):
+                        continue
+                    if cookie not in self._abandoned:
+                        found.add(cookie)
+                        continue
+                    log.warning(
+                        "no agent claims the pod with %s (network namespace %d): its direct port "
+                        "is closed, connections that are open go on",
+                        " and ".join(tables.shut(cookie)) or "no address",
+                        cookie,
+                    )
+        self._abandoned = found
+
     def close(self) -> None:
         """Unload. Pods that are pinned stay as they are, all others are detached. Idempotent."""
         if self._closed:
@@ -184,6 +215,8 @@ class Kernel:
                     tables.layout.close(remove_unused=True)
         for fd in self._fds:
             os.close(fd)
+        if self._claims is not None:
+            self._claims.close()
         self.object.close()
 
     def _read(self, layout: pins.Layout) -> Tables | None:
@@ -206,6 +239,8 @@ class Kernel:
 
     def _forget(self, cookie: int) -> None:
         self._attached.pop(cookie, None)
+        if self._claims is not None:
+            self._claims.drop(cookie)
 
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[None]:

@@ -3,9 +3,9 @@
     ROOT/LAYOUT/maps/NAME               the maps of all pods of that layout
     ROOT/LAYOUT/pods/COOKIE/PROGRAM     a pod's links, by the cookie of its network namespace
 
-Owns those names, their order of coming and going, and who may remove them. A pod's directory is
-there before anything else of it, and goes last: what has no directory has nothing. Knows neither
-programs nor what is in the maps.
+Owns those names, their order of coming and going, who may remove them, and who claims a pod. A
+pod's directory is there before anything else of it, and goes last: what has no directory has
+nothing. Knows neither programs nor what is in the maps.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +23,7 @@ from weir.bpf.libbpf import BpfError, link_target, pinned
 
 PATIENCE = 2.0  # seconds; making all pins of a pod takes milliseconds
 _BPF_FS_MAGIC = 0xCAFE4A11
+_FLOCK = struct.Struct("hhqqi4x")  # fcntl(2): type, whence, start, length, pid
 
 
 class PinsUnavailable(OSError):
@@ -95,6 +97,36 @@ class Layout:
                     if folder.exists():
                         folder.rmdir()
         os.close(self._lock)
+
+
+class Claims:
+    """Which pods an agent that lives has in its hands, for others to see.
+
+    A claim is a lock for reading on one byte of ROOT, whose offset is the pod's cookie: it costs
+    no descriptor of its own, and the kernel drops it when its holder has ended in any way.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def take(self, cookie: int) -> None:
+        self._lock(fcntl.F_OFD_SETLK, fcntl.F_RDLCK, cookie)
+
+    def drop(self, cookie: int) -> None:
+        self._lock(fcntl.F_OFD_SETLK, fcntl.F_UNLCK, cookie)
+
+    def of_another(self, cookie: int) -> bool:
+        """Does another agent claim this pod?"""
+        return self._lock(fcntl.F_OFD_GETLK, fcntl.F_WRLCK, cookie) != fcntl.F_UNLCK
+
+    def close(self) -> None:
+        """Drops them all."""
+        os.close(self._fd)
+
+    def _lock(self, command: int, kind: int, cookie: int) -> int:
+        asked = _FLOCK.pack(kind, os.SEEK_SET, cookie, 1, 0)
+        found: int = _FLOCK.unpack(fcntl.fcntl(self._fd, command, asked))[0]
+        return found
 
 
 @contextmanager

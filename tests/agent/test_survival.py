@@ -14,7 +14,7 @@ from tests.agent.borrowed import Clients, HeldPod
 from tests.agent.test_agent import Agent, described
 from tests.hold.rig import HOLD
 from tests.kernel.bpffs import mounted
-from tests.kernel.test_lifecycle import ALL_PROGRAMS, attached_to
+from tests.kernel.test_lifecycle import ALL_PROGRAMS, attached_to, refused
 from tests.kernel.test_pins import Caller, pods_of, serve
 from tests.pods import DIRECT_PORT, Pod, needs_kernel, until
 from weir.proxy.kernel import Kernel
@@ -137,4 +137,26 @@ def test_direct_requests_do_not_notice_that_a_pod_goes_from_agent_to_agent(
             agent.close()
     kernel = Kernel.load(root=root)
     kernel.close()
+    assert list(root.iterdir()) == []
+
+
+def test_a_living_pod_that_the_next_agent_is_not_told_of_is_closed_and_the_log_names_it(
+    root: Path, tmp_path: Path
+) -> None:
+    with Pod() as told, Pod() as forgotten:
+        serve(told)
+        serve(forgotten)
+        agent = Agent(tmp_path, described(told), described(forgotten), pins=root)
+        agent.until_offered(0)
+        agent.until_offered(1)
+        kill(agent)
+        assert not refused(forgotten), "nobody is there, and everything goes on"
+        agent = Agent(tmp_path, described(told), pins=root)
+        agent.until_offered()
+        until(lambda: refused(forgotten), "its port is closed", seconds=100)
+        assert not refused(told)
+        _, said = agent.stop()
+        assert f"no agent claims the pod with {forgotten.address}" in said
+        assert attached_to(forgotten) == ALL_PROGRAMS, "what is open is still counted"
+    Kernel.load(root=root).close()
     assert list(root.iterdir()) == []
