@@ -1,6 +1,9 @@
 """The direct path against no proxy: the same nginx in the same pod, user port and direct port.
 
-Both go through the same veth pair. What is added is steering (once per connection) and counting
+`tc` is the direct path to a listener of MPTCP, which nginx has beside its plain one. The relay of
+an agent and the real queue-proxy are measured in the same pod, each in rounds with no proxy, too.
+
+All go through the same veth pair. What is added is steering (once per connection) and counting
 (twice per request), in softirq on behalf of client or server: so it is in their CPU per request,
 and on a quiet machine in that of the whole machine, too. Without a proxy nothing at all is attached
 to the pod; `steered` is the direct path without its counting. Other work of the machine disturbs a
@@ -12,30 +15,44 @@ it takes, some 35 ns per program.
 """
 
 import contextlib
+import json
 import os
 import resource
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from bench import load
+from bench import load, sidecars
+from bench.sidecars import ORIGINAL
 from weir.local import enter
 from weir.local.pod import LocalPod
 from weir.proxy import listeners
-from weir.proxy.contract import DIRECT_PORT
+from weir.proxy.contract import DATA_PORT, DIRECT_PORT
 from weir.proxy.kernel import Kernel, PodTarget
+from weir.proxy.wire.status import read_status
 
 USER_PORT = 8080
-
-
+MPTCP_PORT = 8081
+# nginx takes the listeners that $NGINX names, as from its predecessor in an upgrade; and sockets
+# belong to the cgroup of the process that makes them
+LISTEN_AND_EXEC = """
+import os, socket, sys
+made = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)  # IPPROTO_MPTCP
+made.bind(("0.0.0.0", int(sys.argv[1])))
+made.listen(4096)
+made.set_inheritable(True)
+os.environ["NGINX"] = f"{made.fileno()};"
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 CONNECTIONS = (1, 16, 64)
-VARIANTS = ("no proxy", "steered", "direct")
-CLOSE = "Connection: close"
+VARIANTS = ("no proxy", "steered", "direct", "tc")
+CASES = (*((f"keep c{c}", c, ()) for c in CONNECTIONS), ("close c16", 16, ("Connection: close",)))
 COUNTING = ("follow_in", "follow_out", "socket_event")
 STATISTICS = Path("/proc/sys/kernel/bpf_stats_enabled")
 
@@ -56,8 +73,7 @@ def measure(seconds: float, rounds: int = 9) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     with _pod() as (address, target, kernel):
-        for connections, fields in (*((c, ()) for c in CONNECTIONS), (16, (CLOSE,))):
-            what = f"{'close' if fields else 'keep'} c{connections}"
+        for what, connections, fields in CASES:
             drive = partial(_drive, address, connections, fields)
             results: dict[str, list[Run]] = {variant: [] for variant in VARIANTS}
             for number in range(rounds):
@@ -68,6 +84,27 @@ def measure(seconds: float, rounds: int = 9) -> dict[str, float]:
             found[f"{what} in counting programs, ns/request"] = _in_programs(
                 kernel, target, drive, rounds
             )
+        for name, started in (("relayed", _agent), (ORIGINAL, _queue_proxy)):
+            try:
+                with started(target) as pids:
+                    found |= _proxied(name, address, target, pids, seconds, rounds)
+            except load.Missing as missing:
+                print(f"  {name} is not measured: {missing}", flush=True)
+    return found
+
+
+def _proxied(
+    name: str, address: str, target: PodTarget, pids: list[int], seconds: float, rounds: int
+) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for what, connections, fields in CASES:
+        drive = partial(_drive, address, connections, fields)
+        runs: list[Run] = []
+        without: list[Run] = []
+        for _ in range(rounds):
+            without.append(_timed(target, partial(drive, USER_PORT, seconds)))
+            runs.append(_timed(target, partial(drive, DATA_PORT, seconds), pids))
+        found |= _row(f"{what} {name}", runs, without)
     return found
 
 
@@ -103,9 +140,13 @@ def _run(
     """With what `variant` needs attached meanwhile."""
     if variant == "no proxy":
         return _timed(target, partial(drive, USER_PORT, seconds))
+    if variant == "tc":
+        target = replace(target, user_port=MPTCP_PORT)
     pod = kernel.attach(target)
     try:
         pod.adopt_listeners()
+        if pod.steering() != ("tc" if variant == "tc" else "sk_lookup"):
+            raise RuntimeError(f"{variant}: steered by {pod.steering()}")
         pod.open_direct()
         if variant == "steered":
             for program in COUNTING:
@@ -121,17 +162,18 @@ def _run(
         pod.detach()
 
 
-def _timed(target: PodTarget, run: Callable[[], load.Load]) -> Run:
-    before = _microseconds(target)
+def _timed(target: PodTarget, run: Callable[[], load.Load], pids: Sequence[int] = ()) -> Run:
+    before = _microseconds(target, pids)
     done = run()
-    return Run(done, (_microseconds(target) - before) / done.requests)
+    return Run(done, (_microseconds(target, pids) - before) / done.requests)
 
 
-def _microseconds(target: PodTarget) -> float:
-    """CPU that nginx, alone in its cgroup, and the clients that have ended used so far."""
+def _microseconds(target: PodTarget, pids: Sequence[int]) -> float:
+    """CPU that all in the pod's cgroup, `pids` and the clients that have ended used so far."""
     clients = resource.getrusage(resource.RUSAGE_CHILDREN)
     server = (target.cgroup / "cpu.stat").read_text().split("usage_usec ")[1].split()[0]
-    return (clients.ru_utime + clients.ru_stime) * 1e6 + int(server)
+    proxy = sum(map(sidecars.cpu_seconds, pids))
+    return (clients.ru_utime + clients.ru_stime + proxy) * 1e6 + int(server)
 
 
 def _in_programs(
@@ -168,7 +210,7 @@ def _median(values: Iterator[float]) -> float:
 def _pod() -> Iterator[tuple[str, PodTarget, Kernel]]:
     """nginx in a pod of its own, and what can be attached to it."""
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as undo:
-        configuration = load.nginx_configuration(Path(directory), USER_PORT)
+        configuration = load.nginx_configuration(Path(directory), USER_PORT, MPTCP_PORT)
         cpus = os.sched_getaffinity(0)
         undo.callback(os.sched_setaffinity, 0, cpus)
         pod = LocalPod.make()
@@ -177,13 +219,9 @@ def _pod() -> Iterator[tuple[str, PodTarget, Kernel]]:
         undo.callback(kernel.close)
         target = PodTarget("bench", pod.netns, pod.cgroup, (pod.address,), USER_PORT, DIRECT_PORT)
         os.sched_setaffinity(0, {min(cpus)})
-        server = subprocess.Popen(
-            enter.command(
-                [load.tool("nginx"), "-p", directory, "-c", str(configuration)],
-                pod.netns,
-                pod.cgroup,
-            )
-        )
+        nginx = (load.tool("nginx"), "-p", directory, "-c", str(configuration))
+        listening = (sys.executable, "-c", LISTEN_AND_EXEC, str(MPTCP_PORT), *nginx)
+        server = subprocess.Popen(enter.command(listening, pod.netns, pod.cgroup))
         os.sched_setaffinity(0, {max(cpus)})
         undo.callback(server.wait)
         undo.callback(server.terminate)
@@ -193,3 +231,52 @@ def _pod() -> Iterator[tuple[str, PodTarget, Kernel]]:
                 raise RuntimeError("nginx did not listen within 10 s")
             time.sleep(0.01)
         yield pod.address, target, kernel
+
+
+@contextlib.contextmanager
+def _agent(target: PodTarget) -> Iterator[list[int]]:
+    """The agent as it is in the image, with this pod."""
+    with tempfile.TemporaryDirectory() as name:
+        pods, socket_ = Path(name, "pods.json"), Path(name, "agent.sock")
+        pod = {"name": target.name, "userPort": target.user_port, "netns": str(target.netns)}
+        pod |= {"cgroup": str(target.cgroup), "addresses": list(target.addresses)}
+        pods.write_text(json.dumps({"pods": [pod]}))
+        command = sidecars.agent_command("--pods", str(pods), "--status", str(socket_))
+        with _running(command, lambda: bool(read_status(socket_)["pods"][0]["ready"])):
+            status = read_status(socket_)
+            yield [status["supervisor"], *status["workers"]]
+
+
+@contextlib.contextmanager
+def _queue_proxy(target: PodTarget) -> Iterator[list[int]]:
+    """Within the pod's cgroup, whose CPU is counted."""
+    environment = sidecars.environment(0, target.user_port)
+    command = enter.command(sidecars.command(ORIGINAL), target.netns, target.cgroup)
+    with _running(command, lambda: bool(listeners.inodes(target.netns, DATA_PORT)), environment):
+        yield []
+
+
+@contextlib.contextmanager
+def _running(
+    command: Sequence[str], up: Callable[[], bool], environment: Mapping[str, str] | None = None
+) -> Iterator[None]:
+    """On any CPU."""
+    cpus = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    process = subprocess.Popen(
+        command, env={**os.environ, **(environment or {})}, stderr=subprocess.DEVNULL
+    )
+    os.sched_setaffinity(0, cpus)
+    try:
+        deadline = time.monotonic() + sidecars.PATIENCE
+        while True:
+            with contextlib.suppress(OSError, ValueError):
+                if up():
+                    break
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{command} did not come up")
+            time.sleep(0.01)
+        yield
+    finally:
+        process.terminate()
+        process.wait()

@@ -135,15 +135,17 @@ def machine_seconds() -> float:
     return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
 
 
-def nginx_configuration(directory: Path, port: int) -> Path:
+def nginx_configuration(directory: Path, *ports: int) -> Path:
     """A one-worker nginx that answers every request with 204, in the foreground."""
+    port = ports[0]
+    listens = "".join(f"listen {port}; " for port in ports)
     path = directory / f"nginx-{port}.conf"
     path.write_text(
         f"daemon off; worker_processes 1; pid {directory}/nginx-{port}.pid;\n"
         "error_log stderr crit;\n"
         "events { worker_connections 4096; }\n"
         "http { access_log off; keepalive_requests 1000000000;\n"
-        f"  server {{ listen {port}; location / {{ return 204; }} }} }}\n"
+        f"  server {{ {listens}location / {{ return 204; }} }} }}\n"
     )
     return path
 

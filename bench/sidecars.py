@@ -46,16 +46,27 @@ def command(kind: str) -> list[str]:
     return [str(queue_proxy())]
 
 
+def agent_command(*arguments: str) -> list[str]:
+    """The agent's, likewise. Its workers are started by the same interpreter."""
+    path = f"PYTHONPATH={COMPILED}:{sysconfig.get_path('purelib')}"
+    command(WEIR)
+    return ["/usr/bin/env", path, _python(), "-P", "-m", "weir", "agent", *arguments]
+
+
 def _as_in_the_image(package: Path) -> list[str]:
-    """By the Python that `make image` takes, if that has the version of this one, and as there."""
+    path = [str(package), sysconfig.get_path("purelib")]
+    start = f"import sys; sys.path += {path}; from weir.cli import main; sys.exit(main())"
+    return [_python(), "-ISB", "-c", start, "sidecar"]
+
+
+def _python() -> str:
+    """The one that `make image` takes, if that has the version of this one."""
     python = "/usr/bin/python3"
     show = "import sys; print(*sys.version_info[:2])"
     found = subprocess.run([python, "-c", show], check=False, capture_output=True, text=True)
     if found.stdout.split() != [str(part) for part in sys.version_info[:2]]:
         python = sys.executable
-    path = [str(package), sysconfig.get_path("purelib")]
-    start = f"import sys; sys.path += {path}; from weir.cli import main; sys.exit(main())"
-    return [python, "-ISB", "-c", start, "sidecar"]
+    return python
 
 
 def available() -> tuple[list[str], str]:
