@@ -25,7 +25,7 @@ log = logging.getLogger("weir.agent")
 MAX_MESSAGE = 64 * 1024
 """Bytes of a datagram; a longer message goes in a file in memory, up to MAX_ENCLOSED bytes."""
 MAX_ENCLOSED = 64 << 20
-MAX_SAID = 16 * 1024
+MAX_SAID = MAX_MESSAGE
 """Bytes of a message of a side that is not trusted, which has no large ones and no descriptors."""
 READ_AT_ONCE = 64  # messages; a peer that never stops must not hold the loop
 MAX_QUEUED_DESCRIPTORS = 2048  # a node's pods, when all of them move to one worker at once

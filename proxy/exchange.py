@@ -14,6 +14,9 @@ from weir.proxy.policy.breaker import Admission
 from weir.proxy.policy.deadlines import Deadlines, Timeouts
 from weir.proxy.wire import answers
 
+HEAD_COPIES = 4
+"""A head is kept as it came, as it goes on, and in its parts."""
+
 
 class Head(Protocol):
     """What is known of a request from its head. `seen` is by lower-case name."""
@@ -162,6 +165,10 @@ class ExchangeBase(Generic[C, H]):
 
     def client_lost(self) -> None:
         """The client left: so does its request, wherever it is."""
+        raise NotImplementedError
+
+    def weigh(self) -> int:
+        """Bytes of memory, about, besides those of the client's connection."""
         raise NotImplementedError
 
     @property

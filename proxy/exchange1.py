@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Callable
 
 from weir.proxy import contract
-from weir.proxy.exchange import Exchange, ExchangeBase
+from weir.proxy.exchange import HEAD_COPIES, Exchange, ExchangeBase
 from weir.proxy.policy.deadlines import Timeouts
 from weir.proxy.wire import answers
 from weir.proxy.wire.body import chunk, last_chunk
@@ -320,6 +320,11 @@ class Http1Exchange(ExchangeBase[ServerConnection, RequestHead]):
         else:
             self.status = 0
         self._cut()
+
+    def weigh(self) -> int:
+        connection = self._connection
+        rest = self._pending_size if connection is None else connection.weigh()
+        return HEAD_COPIES * len(self.request) + rest
 
     def _complete(self) -> None:
         """The response has ended by itself; its connection may serve the next one."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from weir.proxy import contract
-from weir.proxy.exchange import Exchange, ExchangeBase
+from weir.proxy.exchange import HEAD_COPIES, Exchange, ExchangeBase
 from weir.proxy.policy.deadlines import Timeouts
 from weir.proxy.wire import answers
 from weir.proxy.wire.h2 import frames
@@ -235,6 +235,9 @@ class StreamExchange(ExchangeBase[ClientStream, StreamHead]):
         self.status = 0
         self._drop(frames.CANCEL)
         self._leave()
+
+    def weigh(self) -> int:
+        return HEAD_COPIES * len(self.request) + sum(len(piece) for piece, _ in self._pending)
 
     def _drop(self, code: int) -> None:
         """Tear down the user container's side, wherever the request is."""

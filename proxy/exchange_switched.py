@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable
 
 from weir.proxy import contract
-from weir.proxy.exchange import Exchange, ExchangeBase
+from weir.proxy.exchange import HEAD_COPIES, Exchange, ExchangeBase
 from weir.proxy.policy.deadlines import Timeouts
 from weir.proxy.wire import answers
 from weir.proxy.wire.connection import Connection, TransportError
@@ -207,6 +207,12 @@ class SwitchedExchange(ExchangeBase[ClientStream, RequestHead]):
         self.status = 0
         self._cut()
         self._leave()
+
+    def weigh(self) -> int:
+        connection, unsent = self._connection, self._unsent
+        rest = 0 if connection is None else connection.weigh()
+        own = HEAD_COPIES * len(self.request) + len(self._body)
+        return own + rest + (0 if unsent is None else unsent.size)
 
     def _cut(self) -> None:
         """Tear down the user container's side, wherever the request is."""

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from weir.proxy import contract
 from weir.proxy.contract import RevisionSettings
@@ -376,6 +376,16 @@ class Relay:
         those in flight, connections, probes."""
         meter = self._meter
         return meter.arrived, meter.in_flight, len(self.clients), self._probes
+
+    def weigh(self) -> dict[ServerConnection | ClientConnection, int]:
+        """Bytes of memory, about, for each client's connection and all that is done for it."""
+        found = {client: client.weigh() for client in self.clients}
+        for exchange in self._running:
+            client: Any = exchange.client
+            connection = getattr(client, "connection", client)
+            if connection in found:
+                found[connection] += exchange.weigh()
+        return found
 
     def retire(self) -> None:
         """Somebody else accepts: each connection takes one more request, whose answer says so."""

@@ -25,7 +25,9 @@ from weir.proxy.control import Channel
 from weir.proxy.environment import SidecarSettings
 from weir.proxy.observe.observability import observers_for
 from weir.proxy.observe.podpage import PodPage
+from weir.proxy.podlog import context_of
 from weir.proxy.podserver import DirectLoad, PodServer, Role
+from weir.proxy.policy.budget import Share
 from weir.proxy.policy.drain import Phase
 from weir.proxy.policy.histogram import FOLD
 from weir.proxy.probes import Prober
@@ -43,8 +45,8 @@ LOOK_SECONDS = 30.0
 LINGER_SECONDS = 5.0
 """How long clients may go on using a connection after the pod went to another agent."""
 POLL_SECONDS = 0.05
-PIECE = 6000
-"""Characters, of which JSON may double each; see control.MAX_SAID."""
+PIECE = 5000
+"""Characters, which JSON may make twelve bytes each of; see control.MAX_SAID."""
 
 
 class Tenant:
@@ -57,6 +59,7 @@ class Tenant:
         foreign: bool,
         channel: Channel,
         listeners: list[tuple[Role, socket.socket]],
+        share: Share,
         age: float = 0.0,
         pair: Pair | None = None,
     ) -> None:
@@ -64,6 +67,9 @@ class Tenant:
         its TLS port."""
         revision = settings.revision if isinstance(settings, SidecarSettings) else settings
         self.name = name
+        self.context = context_of(name.rpartition("/")[0])
+        """In which everything is to be done for it."""
+        self._share = share
         self.borrowed = isinstance(settings, SidecarSettings)
         self.offer: str | None = None
         self.ready = False
@@ -83,7 +89,13 @@ class Tenant:
         self._tls: TlsPort | None = None
         self._files: list[Path] = []
         self._prober = Prober(revision, self._dial, told=self._verdict)
-        self.relay = Relay(revision, dial=self._dial, prober=self._prober, offer=lambda: self.offer)
+        self.relay = Relay(
+            revision,
+            dial=self._dial,
+            prober=self._prober,
+            offer=lambda: self.offer,
+            share=share,
+        )
         self.page: PodPage | None = None
         if isinstance(settings, SidecarSettings):
             seen = observers_for(settings, in_line=lambda: self.relay.in_line)
@@ -91,7 +103,7 @@ class Tenant:
             if seen.render is not None:
                 self.page = PodPage(seen, self._shown)
             if pair is not None:
-                self._secure(settings.tls, pair)
+                self.context.run(self._secure, settings.tls, pair)
         self._server = PodServer(
             self.relay,
             uptime_from=time.monotonic() - age,
@@ -124,6 +136,7 @@ class Tenant:
             for file in self._files:
                 os.close(int(file.name))
             self._close_unopened()
+            self._share.close()
             for spare in self._stock:
                 spare.close()
 
@@ -134,7 +147,7 @@ class Tenant:
         try:
             await self._server.serve(role, [listener])
         except OSError as error:  # fenced already: the lease is over, and we'll be told
-            log.warning("pod %s: %s port: %s", self.name, role.value, error.strerror)
+            log.warning("%s port: %s", role.value, error.strerror)
             listener.close()
 
     def renew(self, certificate: str, key: str) -> None:
@@ -218,6 +231,19 @@ class Tenant:
         self._alone = True
         self.stock([])
 
+    def shed(self, weights: dict[Any, int], level: int) -> None:
+        """Cut the heaviest of these connections, until no more than `level` bytes are left."""
+        left, number = sum(weights.values()), 0
+        for client in sorted(weights, key=lambda each: weights[each], reverse=True):
+            if left <= level:
+                break
+            client.cut()
+            left -= weights[client]
+            number += 1
+        log.warning(
+            "%d connections are cut: what waits in them is more than the pod's share", number
+        )
+
     def report(self) -> None:
         """Tell the counters, if anything happened since the last time."""
         pulse = self.relay.pulse
@@ -240,7 +266,7 @@ class Tenant:
         try:
             self._tls = TlsPort(settings, files=(certificate, key))
         except TlsFault as error:
-            log.error("pod %s: no TLS is served: %s", self.name, error)  # noqa: TRY400
+            log.error("no TLS is served: %s", error)  # noqa: TRY400
 
     def _phase_changed(self, phase: Phase) -> None:
         draining = phase is not Phase.SERVING

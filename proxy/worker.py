@@ -11,25 +11,31 @@ import contextlib
 import ctypes
 import encodings.idna  # noqa: F401  getaddrinfo's, which no longer finds it later: see main()
 import os
-import resource
 import signal
 import socket
 import sys
+import time
 import urllib.parse  # noqa: F401  a redirected probe's, likewise
 from collections.abc import Coroutine
+from math import inf
 from typing import Any
 
 import uvloop
 
 # what a Prober, a Relay and what observes them import late is not to be had any more then
-from weir.proxy import contract, exchange2, probe_grpc, probe_http, sockets  # noqa: F401
+from weir.proxy import contract, exchange2, podlog, probe_grpc, probe_http, sockets  # noqa: F401
 from weir.proxy.control import Channel, Message
 from weir.proxy.environment import SidecarSettings, read_environment
+from weir.proxy.memory import Memory, die, end_without
 from weir.proxy.observe import identity, metrics, opencensus  # noqa: F401
 from weir.proxy.podserver import Role
+from weir.proxy.policy.budget import Budget, connections, fair_level
 from weir.proxy.tenant import Tenant
 
 REPORT_SECONDS = 0.5
+WATCH_SECONDS = 0.1
+"""Between two looks at the memory while there are more than WATCHED connections."""
+WATCHED = 256
 PR_SET_NO_NEW_PRIVS = 38
 PR_SET_DUMPABLE = 4
 
@@ -37,7 +43,10 @@ PR_SET_DUMPABLE = 4
 class Worker:
     """All tenants of this process, driven by the channel's messages."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, memory: Memory) -> None:
+        self._memory = memory
+        self._budget = Budget(0)
+        self._reported = -inf
         self._tenants: dict[str, tuple[Tenant, asyncio.Task[None]]] = {}
         self._gone = asyncio.Event()
         self._background: set[asyncio.Task[None]] = set()
@@ -45,11 +54,18 @@ class Worker:
 
     async def run(self) -> None:
         """Until the supervisor closes the channel; then what is in flight may end, bounded."""
+        asyncio.get_running_loop().set_exception_handler(self._failed)
         self._channel.send({"op": "hello", "pid": os.getpid()})
         while not self._gone.is_set():
-            self._report()
+            self._watch_memory()
+            now = time.monotonic()
+            crowded = self._budget.used > WATCHED
+            if not crowded or now >= self._reported + REPORT_SECONDS:
+                self._reported = now
+                self._report()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._gone.wait(), REPORT_SECONDS)
+                pause = WATCH_SECONDS if crowded else REPORT_SECONDS
+                await asyncio.wait_for(self._gone.wait(), pause)
         for tenant, _ in self._tenants.values():
             tenant.alone()
         patience = max((tenant.patience for tenant, _ in self._tenants.values()), default=0.0)
@@ -60,7 +76,34 @@ class Worker:
         for _, task in self._tenants.values():
             task.cancel()
 
+    def _watch_memory(self) -> None:
+        """Half of it is for what is under way. If that is exceeded, who has most of it gives up
+        some, and whoever has less than the others are left with, nothing."""
+        limit = self._memory.limit
+        if self._memory.used <= limit // 2:
+            return
+        tenants = [tenant for tenant, _ in self._tenants.values()]
+        weights = {tenant: tenant.relay.weigh() for tenant in tenants}
+        amounts = {tenant: sum(weights[tenant].values()) for tenant in tenants}
+        level = fair_level(amounts.values(), limit * 3 // 8)
+        for tenant in tenants:
+            if amounts[tenant] > level:
+                tenant.context.run(tenant.shed, weights[tenant], level)
+
+    def _failed(self, loop: asyncio.AbstractEventLoop, what: dict[str, Any]) -> None:
+        """What nobody expected, or no memory."""
+        if isinstance(what.get("exception"), MemoryError):
+            die()
+        client = what.get("protocol")
+        for tenant, _ in self._tenants.values():
+            if client is not None and client in tenant.relay.clients:
+                tenant.context.run(loop.default_exception_handler, what)
+                return
+        loop.default_exception_handler(what)
+
     def _report(self) -> None:
+        if self._channel.waiting:  # nobody listens: the numbers of later are as good
+            return
         self._channel.send({"op": "alive"})
         for name, (tenant, task) in self._tenants.items():
             if task.done() and not task.cancelled() and task.exception() is not None:
@@ -83,24 +126,30 @@ class Worker:
                 self._channel.send({"op": "released", "pod": name})
             return
         tenant, _ = self._tenants[name]
+        tenant.context.run(self._told, tenant, message, sockets)
+
+    def _told(self, tenant: Tenant, message: Message, sockets: list[socket.socket]) -> None:
         if message["op"] == "sockets":
             tenant.stock(sockets)
         elif message["op"] == "offer":
             tenant.offer = message["value"]
         elif message["op"] == "direct":
             tenant.direct(message["load"], message.get("counted"))
-        elif message["op"] == "resume" and tenant.page is not None:
-            tenant.page.resume(message["text"])
         elif message["op"] == "certificate":
             tenant.renew(*message["pair"])
         elif message["op"] == "terminate":
             self._begin(tenant.terminate())
         elif message["op"] == "release":
-            self._begin(self._release(name))
+            self._begin(self._release(tenant.name))
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         self._background.add(task := asyncio.create_task(work))
-        task.add_done_callback(self._background.discard)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled():
+            task.result()  # anything unexpected goes to the loop's exception handler
 
     def _adopt(self, name: str, message: Message, sockets: list[socket.socket]) -> None:
         settings: contract.RevisionSettings | SidecarSettings
@@ -113,13 +162,17 @@ class Worker:
         roles = map(Role, message["roles"])
         listeners = list(zip(roles, sockets, strict=True))
         foreign = message["foreign"]
-        tenant = Tenant(name, settings, foreign, self._channel, listeners, age, pair)
+        share = self._budget.share()
+        tenant = Tenant(name, settings, foreign, self._channel, listeners, share, age, pair)
         tenant.offer = message["offer"]
         if tenant.page is not None:
             tenant.page.direct.told = message.get("counted")
-        self._tenants[name] = (tenant, asyncio.create_task(tenant.serve()))
+            tenant.page.resume(message.get("shown", ""))
+        serving = asyncio.get_running_loop().create_task(tenant.serve(), context=tenant.context)
+        self._tenants[name] = (tenant, serving)
+        self._divide()
         if message["terminating"]:
-            self._begin(tenant.terminate())
+            tenant.context.run(self._begin, tenant.terminate())
 
     async def _release(self, name: str) -> None:
         tenant, task = self._tenants[name]
@@ -129,6 +182,11 @@ class Worker:
         tenant.report()
         self._channel.send({"op": "released", "pod": name})
         del self._tenants[name]
+        self._divide()
+
+    def _divide(self) -> None:
+        files, memory = sockets.open_files(), self._memory.limit
+        self._budget.resize(connections(files, memory, len(self._tenants)))
 
 
 def settings_from(fields: dict[str, Any]) -> contract.RevisionSettings:
@@ -145,14 +203,13 @@ def settings_from(fields: dict[str, Any]) -> contract.RevisionSettings:
     return contract.RevisionSettings(**{**fields, "probes": tuple(probes)})
 
 
-def drop_privileges(uid: int, memory: int) -> None:
-    """Become `uid` for good: no groups, no capabilities, none to be had by exec; memory bounded.
+def drop_privileges(uid: int) -> None:
+    """Become `uid` for good: no groups, no capabilities, none to be had by exec.
 
-    uid 0 keeps the user (a plain run without root); `memory` in bytes limits the data segment.
+    uid 0 keeps the user (a plain run without root).
     Raises OSError when the kernel refuses, which ends the worker: it never runs with more.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     if uid:
         os.setgroups([])
         os.setresgid(uid, uid, uid)
@@ -166,15 +223,18 @@ def drop_privileges(uid: int, memory: int) -> None:
 def main(argv: list[str]) -> int:
     """Started by the supervisor as `python -m weir.proxy.worker CHANNEL UID MEMORY`: a descriptor,
     whom to become, bytes."""
-    channel, uid, memory = map(int, argv)
+    channel, uid, limit = map(int, argv)
+    podlog.set_up()
     # the supervisor decides when to stop; Ctrl-C in a terminal reaches the whole process group
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sockets.raise_open_files()
     # after all imports: an unprivileged uid may not be able to read where Weir is installed
-    drop_privileges(uid, memory)
+    memory = Memory(limit)
+    drop_privileges(uid)
+    end_without()
 
     async def run() -> None:
-        await Worker(socket.socket(fileno=channel)).run()
+        await Worker(socket.socket(fileno=channel), memory).run()
 
     uvloop.run(run())
     return 0

@@ -26,6 +26,9 @@ class Sparing(Protocol):
         """
 
 
+CLIENT_BYTES = 4096
+"""What any connection takes, about; TLS_BYTES more with TLS."""
+TLS_BYTES = 48 << 10
 C = TypeVar("C", bound=Sparing)
 
 

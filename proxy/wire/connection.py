@@ -14,6 +14,7 @@ from typing import Any, Protocol, cast
 
 from weir.proxy import contract
 from weir.proxy.wire.body import BodyReader, reader
+from weir.proxy.wire.clients import CLIENT_BYTES
 from weir.proxy.wire.fields import HEAD_END, Malformed
 from weir.proxy.wire.flow import Flow
 from weir.proxy.wire.response import ResponseHead, ResponseHeads
@@ -125,6 +126,10 @@ class Connection:
         """The IP address of our end."""
         name = self.transport.get_extra_info("sockname")
         return plain_address(name)
+
+    def weigh(self) -> int:
+        """Bytes of memory, about."""
+        return CLIENT_BYTES + len(self._rest) + self.transport.get_write_buffer_size()
 
     def stale(self) -> bool:
         """Has the peer closed, or said something unasked? Asks the kernel."""

@@ -14,7 +14,7 @@ from typing import Protocol, cast
 from weir.proxy import contract
 from weir.proxy.wire import answers
 from weir.proxy.wire.body import BodyReader, reader
-from weir.proxy.wire.clients import SPARE_SECONDS
+from weir.proxy.wire.clients import CLIENT_BYTES, SPARE_SECONDS, TLS_BYTES
 from weir.proxy.wire.connection import plain_address
 from weir.proxy.wire.fields import HEAD_END, Malformed
 from weir.proxy.wire.flow import BACKLOG, OTHER_SIDE, Flow
@@ -198,6 +198,16 @@ class ServerConnection:
         else:
             self._transport.close()
         return True
+
+    def weigh(self) -> int:
+        """Bytes of memory, about, without those of an exchange."""
+        waiting = self._transport.get_write_buffer_size() if self._made else 0
+        return CLIENT_BYTES + len(self._rest) + waiting + (TLS_BYTES if self.tls else 0)
+
+    def cut(self) -> None:
+        """At once, as if the client had."""
+        if self._made:
+            self._transport.abort()
 
     def leave(self) -> None:
         """Close if no request is there."""

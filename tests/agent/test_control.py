@@ -239,6 +239,7 @@ async def test_a_message_that_is_too_long_ends_the_channel_of_who_is_not_trusted
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     ours, heard, gone = untrusted(rate=1000, burst=1000)
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * MAX_SAID)
     ours.send(b'"%s"' % (b"x" * MAX_SAID))
     await gone.wait()
     assert not heard

@@ -12,6 +12,7 @@ from struct import unpack_from
 from typing import Any
 
 from weir.proxy import contract
+from weir.proxy.wire.clients import CLIENT_BYTES
 from weir.proxy.wire.h2 import frames
 from weir.proxy.wire.h2.frames import FRAME_BYTES, LARGEST_WINDOW
 from weir.proxy.wire.h2.hpack import Block, Decoder, HpackError, TooLarge
@@ -95,6 +96,13 @@ class Endpoint(Sender[S]):
 
     def hang_up(self) -> None:
         self.transport.close()
+
+    def weigh(self) -> int:
+        """Bytes of memory, about, without those of exchanges."""
+        queues = [stream.queue for stream in self.streams.values() if stream.queue is not None]
+        waiting = sum(len(piece) for queue in queues for piece, _, _ in queue)
+        waiting += self.transport.get_write_buffer_size()
+        return 2 * CLIENT_BYTES + len(self._rest) + len(self._block) + waiting
 
     # --- reading ---------------------------------------------------------------------------
     def _read(self, data: bytes) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from weir.proxy import contract
 from weir.proxy.wire import answers
-from weir.proxy.wire.clients import SPARE_SECONDS
+from weir.proxy.wire.clients import SPARE_SECONDS, TLS_BYTES
 from weir.proxy.wire.connection import plain_address
 from weir.proxy.wire.h2 import frames
 from weir.proxy.wire.h2.endpoint import Endpoint, Fault
@@ -226,6 +226,16 @@ class ClientConnection(Endpoint[ClientStream]):
             return False
         self.close()
         return True
+
+    def weigh(self) -> int:
+        """Of both connections: the client's, and the one to the user container."""
+        own: int = super().weigh()
+        theirs: int = self.link.weigh()
+        return own + theirs + (TLS_BYTES if self.tls else 0)
+
+    def cut(self) -> None:
+        """At once, as if the client had."""
+        self.transport.abort()
 
     def leave(self) -> None:
         """Asked again and again: let what runs end, then close (RFC 9113, section 6.8).

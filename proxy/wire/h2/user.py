@@ -208,6 +208,9 @@ class UserLink:
             if self._waiting and self._dialling is None:
                 self._dialling = asyncio.get_running_loop().create_task(self._dial())
 
+    def weigh(self) -> int:
+        return sum(connection.weigh() for connection in self._connections)
+
     def close(self) -> None:
         """The client is gone."""
         self._waiting.clear()
