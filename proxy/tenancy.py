@@ -59,7 +59,7 @@ class Tenancy:
         else:  # the contract's own form of all settings, which is known to be readable
             message |= {"environment": pod.environment, "age": pod.age}
             message["certificate"] = pod.certificate
-            message["counted"] = pod.told()
+            message |= {"counted": pod.told(), "shown": self.shown.handed_on()}
         return message, [sock for listeners in pod.listeners.values() for sock in listeners]
 
     def renewed(self) -> Pair | None:

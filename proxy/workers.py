@@ -139,8 +139,6 @@ class Workers:
         tenancy.worker = min(load, key=lambda worker: load[worker], default=None)
         if tenancy.worker is not None:
             tenancy.worker.send(*tenancy.adoption())
-            if text := tenancy.shown.handed_on():
-                self._say(tenancy, {"op": "resume", "text": text})
 
     async def _start(self, index: int) -> None:
         worker = WorkerProcess(self._message, self._ended)

@@ -60,7 +60,9 @@ class PodPage:
         return self._page
 
     def resume(self, text: str) -> None:
-        """Go on from what another worker told."""
+        """Go on from what another worker told, if it told anything."""
+        if not text:
+            return
         try:
             read_back(self._families, json.loads(text))
         except (ValueError, RecursionError) as error:
