@@ -24,7 +24,16 @@ import pytest
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
 
-from tests.agent.borrowed import DATA_PORT, Agent, Clients, HeldPod, closing, worker_of
+from tests.agent.borrowed import (
+    DATA_PORT,
+    Agent,
+    Clients,
+    HeldPod,
+    closing,
+    listeners_in,
+    stop_process,
+    worker_of,
+)
 from tests.agent.handover import (
     CHANGES,
     TLS_PORT,
@@ -321,3 +330,28 @@ def test_a_killed_worker_cuts_its_events_and_its_uploads_and_no_half_answer_look
             upload.send(PIECE)
             upload.getresponse()
         assert pod.get() == (200, b"hello")
+
+
+# --- a worker is wedged -----------------------------------------------------------------------
+
+
+def test_a_worker_that_stands_still_while_its_pod_changes_hands_accepts_nothing_afterwards(
+    tmp_path: Path,
+) -> None:
+    """Its supervisor is well, and can't get the listeners back: hold makes them dead ones."""
+    with HeldPod() as pod, closing(old := Agent(tmp_path / "old", pod)):
+        old.until_held()
+        worker = worker_of(pod, old)
+        with closing(new := Agent(tmp_path / "new", pod)):
+            new.until_reason("rung")
+            stop_process(worker)
+            old.process.terminate()
+            new.until_held()
+            until(lambda: new.pod()["ready"], "the new one serves")
+            assert listeners_in(pod, worker) == set()
+            os.kill(worker, signal.SIGCONT)
+            with closing(clients := Clients(pod)):
+                clients.more(500)
+            assert clients.failures == []
+            until(lambda: new.relayed() == clients.answers, "all of them are the new one's")
+            assert old.process.wait(60) == 0
