@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +20,7 @@ from tests.agent.odd import Containers, filled, refuses
 from tests.contract.world import ENVIRONMENT
 from tests.hold.rig import HOLD
 from tests.pods import DIRECT_PORT, USER_PORT, Pod, needs_kernel, until
-from weir.proxy import borrow, contract, holds, neighbours, netns, served
+from weir.proxy import borrow, contract, holds, listeners, neighbours, netns, served
 from weir.proxy.borrow import Borrower
 from weir.proxy.kernel import Kernel
 from weir.proxy.lease import NoHold
@@ -102,6 +105,56 @@ def test_the_agent_shows_the_sandbox_and_serves_its_other_pods(tmp_path: Path) -
         agent.until_held(1).until_open(1)
         agent.until_reason("the pod runs in gVisor")
         assert "gVisor" in agent.pod(0)["direct"]["reason"]
+
+
+class InGvisor(HeldPod):
+    """Its hold runs in a real gVisor, without network: only what the node sees of it matters."""
+
+    def start_hold(self) -> None:
+        self.folder = Path(self._undo.enter_context(tempfile.TemporaryDirectory()))
+        variables = {**ENVIRONMENT, "SERVING_POD_IP": self.address}
+        config = {
+            "ociVersion": "1.0.0",
+            "root": {"path": "/", "readonly": True},
+            "process": {
+                "user": {"uid": 65532, "gid": 65532},
+                "args": [str(HOLD), "/bin/sleep", "600"],
+                "env": [f"{name}={value}" for name, value in variables.items()],
+                "cwd": "/",
+            },
+            "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "network"}]},
+        }
+        (self.folder / "config.json").write_text(json.dumps(config))
+        runsc = ["runsc", "--root", str(self.folder), "--ignore-cgroups", "--network=none"]
+        self.pod.run(
+            [*runsc, "run", "--bundle", str(self.folder), self.pod.name],
+            stdout=self._output,
+            stderr=self._output,
+        )
+
+
+@pytest.mark.skipif(shutil.which("runsc") is None, reason="needs gVisor (Debian package runsc)")
+def test_a_real_gvisor_is_recognised(tmp_path: Path) -> None:
+    with (
+        filled(Containers(), kind=InGvisor) as held,
+        closing(agent := Agent(tmp_path, held)),
+    ):
+        agent.until_reason("the pod runs in gVisor")
+        started = "runsc-sandbox"
+        until(lambda: started in processes(held.pod), f"the sandbox: {held.said}")
+        with pytest.raises(holds.LeftToSidecar, match="gVisor"):
+            holds.find(borrowed(held.pod))
+        assert "gVisor" in agent.pod()["lease"]
+
+
+def processes(pod: Pod) -> set[str]:
+    """What those of the pod were called by whoever started them."""
+    found = set()
+    for pid in listeners.pids_of(pod.cgroup):
+        with contextlib.suppress(OSError):
+            line = Path(f"/proc/{pid}/cmdline").read_bytes()
+            found.add(Path(line.split(b"\0")[0].decode()).name)
+    return found
 
 
 def test_a_hold_that_is_there_is_borrowed_whatever_runs_beside_it(tmp_path: Path) -> None:
