@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.agent.borrowed import Agent, HeldPod, closing
 from tests.hold.rig import HOLD
+from tests.hold.test_confined import SECCOMP
 from tests.pods import needs_kernel, until
 
 pytestmark = [
@@ -51,8 +54,12 @@ mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec "
 """As /proc/sys is in every container that is not privileged."""
 
 
-def test_a_containers_read_only_sysctls_are_no_obstacle(tmp_path: Path) -> None:
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the filter is for x86-64")
+def test_so_they_are_in_a_container_with_read_only_sysctls_and_the_default_seccomp_profile(
+    tmp_path: Path,
+) -> None:
     masked = ["unshare", "--mount", "sh", "-c", MASKED, "sh", *allowed(*NEEDED)]
+    masked += [sys.executable, str(SECCOMP), "--capable"]
     with HeldPod(*CONFINED) as pod, closing(agent := Agent(tmp_path, pod, prefix=masked)):
         until(lambda: agent.workers, "the worker")
         pod.start_hold()
@@ -60,6 +67,8 @@ def test_a_containers_read_only_sysctls_are_no_obstacle(tmp_path: Path) -> None:
         assert pod.get() == (200, b"hello")
         migrates = Path("/proc/sys/net/ipv4/tcp_migrate_req")
         assert pod.pod.call(migrates.read_text) == "1\n"
+        status = Path(f"/proc/{agent.process.pid}/status").read_text()
+        assert "Seccomp:\t2" in status
 
 
 @pytest.mark.parametrize("missing", [name for name, reason in NEEDED.items() if reason])
