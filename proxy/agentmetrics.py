@@ -145,14 +145,9 @@ def _relayed(facts: list[_Facts]) -> Iterator[str]:
         *("relayed_responses_total", "counter", about),
         ((one.with_(code=code), one.relayed.get(code, 0)) for one in facts for code in classes),
     )
-    yield from _family(
-        *("relayed_probes_total", "counter", "Probes that the relay answered."),
-        ((one.labels, one.relayed.get("probes", 0)) for one in facts),
-    )
-    yield from _family(
-        *("relayed_waiting", "gauge", "Requests that wait for containerConcurrency."),
-        ((one.labels, one.relayed.get("waiting", 0)) for one in facts),
-    )
+    for name, kind, about, field in _RELAYED:
+        samples = ((one.labels, one.relayed.get(field, 0)) for one in facts)
+        yield from _family(f"relayed_{name}", kind, about, samples)
 
 
 def _state(facts: list[_Facts]) -> Iterator[str]:
@@ -196,6 +191,14 @@ _PATHS: tuple[tuple[str, Kind, str, str, str], ...] = (
     ("request_seconds_total", "counter", "Requests in flight, summed up over time.",
      "integral", "integral"),
     ("connections", "gauge", "Open connections of callers.", "open_connections", "connections"),
+)  # fmt: skip
+
+_RELAYED: tuple[tuple[str, Kind, str, str], ...] = (
+    ("probes_total", "counter", "Probes that the relay answered.", "probes"),
+    ("waiting", "gauge", "Requests that wait for containerConcurrency.", "waiting"),
+    ("full_total", "counter", "How often the pod had its share of connections: new ones wait.",
+     "full"),
+    ("cut_total", "counter", "Connections that were cut to save the worker's memory.", "cut"),
 )  # fmt: skip
 
 _KERNEL = (

@@ -130,7 +130,7 @@ class ColdStarts:
 
 
 _ALWAYS = ("requests", "integral")
-_SUMS = (*_ALWAYS, "aborted", "probes", "1xx", "2xx", "3xx", "4xx", "5xx", "seconds")
+_SUMS = (*_ALWAYS, "aborted", "probes", "1xx", "2xx", "3xx", "4xx", "5xx", "seconds", "cut", "full")
 _IN_USE = ("in_flight", "connections")
 
 

@@ -33,6 +33,8 @@ class Gate:
         self._open: list[tuple[asyncio.Server, socket.socket]] = []
         self._shut: list[socket.socket] = []
         self._full = False
+        self.closings = 0
+        """How often there was no room."""
         self._waiting: asyncio.Task[None] | None = None
 
     async def open(self, listener: socket.socket) -> None:
@@ -70,6 +72,7 @@ class Gate:
     def _look(self) -> None:
         self._full = False
         if not self._room() and not self._spare():
+            self.closings += 1
             self._shut_all()
 
     def _shut_all(self) -> None:

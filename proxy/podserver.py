@@ -125,6 +125,13 @@ class PodServer:
             # on whole seconds: one wake-up for all the pods of a worker
             self._next_tick(floor(loop.time()) + contract.STAT_PERIOD_SECONDS)
 
+    @property
+    def closings(self) -> int:
+        """How often connections had to wait, since the pod had too many."""
+        return sum(
+            self._gates[role].closings for role in (Role.DATA, Role.TLS) if role in self._gates
+        )
+
     def gate(self, role: Role) -> Gate:
         return self._gates[role]
 

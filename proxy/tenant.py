@@ -74,6 +74,7 @@ class Tenant:
         self.offer: str | None = None
         self.ready = False
         self._reported: tuple[int, ...] = ()
+        self._cut = 0
         self._foreign = foreign
         self._channel = channel
         self._unopened = listeners
@@ -240,6 +241,7 @@ class Tenant:
             client.cut()
             left -= weights[client]
             number += 1
+        self._cut += number
         log.warning(
             "%d connections are cut: what waits in them is more than the pod's share", number
         )
@@ -250,7 +252,12 @@ class Tenant:
         if pulse[1] or pulse != self._reported:
             self._reported = pulse
             counters = self.relay.counters()
-            told = {**numbers(counters), "latency": FOLD.of(counters.latency.counts)}
+            told = {
+                **numbers(counters),
+                "latency": FOLD.of(counters.latency.counts),
+                "cut": self._cut,
+                "full": self._server.closings,
+            }
             self._channel.send({"op": "report", "pod": self.name, "counters": told})
 
     def _shown(self, text: str) -> None:

@@ -57,6 +57,7 @@ async def test_connections_over_the_budget_wait_and_are_served_when_there_is_roo
     made = await pod(share=six())
     hold = await busy(made, MOST)
     await closed(made)
+    assert made.server.closings == 1
     waiting = [await made.client() for _ in range(20)]
     for client in waiting:
         await client.send(get("/"))

@@ -77,13 +77,17 @@ def test_both_paths_are_told_apart_and_their_histograms_are_of_what_was_counted(
     latency[20] = 3  # 64 to 79 us
     direct = counters(started=5, aborted=1, integral_ns=2_500_000_000, latency=tuple(latency))
     pod.direct.look(direct)
-    pod.relayed.report("1", {"requests": 7, "2xx": 6, "aborted": 1, "seconds": 0.5})
+    said = {"requests": 7, "2xx": 6, "aborted": 1, "seconds": 0.5, "cut": 4, "full": 1}
+    pod.relayed.report("1", said)
+    pod.relayed.ended("1")
     found = paged(pod)
     for path, requests in (("direct", 5), ("relayed", 7)):
         assert found.value("weir_requests_total", path=path) == requests
         assert found.value("weir_aborted_requests_total", path=path) == 1
     assert found.value("weir_request_seconds_total", path="direct") == 2.5
     assert found.value("weir_relayed_responses_total", code="2xx") == 6
+    assert found.value("weir_relayed_cut_total") == 4
+    assert found.value("weir_relayed_full_total") == 1
     name = "weir_request_duration_seconds"
     assert found.value(f"{name}_bucket", path="direct", le="6.4e-05") == 0
     assert found.value(f"{name}_bucket", path="direct", le="0.000128") == 3
