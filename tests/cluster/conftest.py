@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 
 from tests.cluster import cluster
-from tests.cluster.places import REPOSITORY, SIDECAR_IMAGE
+from tests.cluster.places import HOLD_IMAGE, REPOSITORY, SIDECAR_IMAGE
 from tests.cluster.service import NAMESPACE, Service
 
 OVERLAY = REPOSITORY / "manifests" / "overlays" / "sidecar"
@@ -40,6 +40,16 @@ def knative(sidecar_image: str) -> Iterator[None]:
     namespace = cluster.kubectl("create", "namespace", NAMESPACE, "--dry-run=client", "-o", "yaml")
     cluster.kubectl("apply", "-f", "-", stdin=namespace)
     yield
+
+
+@pytest.fixture(scope="module")
+def hold(knative: None, sidecar_image: str) -> Iterator[None]:
+    """Pods made meanwhile carry weir-hold."""
+    if sidecar_image != SIDECAR_IMAGE:
+        pytest.skip("another sidecar is asked for, and this is about weir-hold")
+    cluster.configure("config-deployment", {"queue-sidecar-image": HOLD_IMAGE})
+    yield
+    cluster.configure("config-deployment", {"queue-sidecar-image": sidecar_image})
 
 
 @pytest.fixture

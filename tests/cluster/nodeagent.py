@@ -4,6 +4,7 @@ It runs where a DaemonSet with hostPID and hostNetwork would: in the node's PID,
 namespaces, so that it sees processes as the kubelet does. Whatever happens, `down` ends it.
 """
 
+import asyncio
 import contextlib
 import json
 import os
@@ -15,10 +16,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+
 from tests.cluster import cluster
 from tests.cluster.places import CGROUP, LOGS, REPOSITORY, RUN
 from tests.cluster.service import until
+from weir.proxy import contract
 from weir.proxy.cgroups import cgroup2_mount
+from weir.proxy.listeners import pids_of
 from weir.proxy.wire.status import read_status
 
 _PINS = RUN / "bpf"
@@ -65,11 +70,18 @@ class NodeAgent:
         return {}
 
     async def until_held(self) -> None:
-        def held() -> bool:
-            status = self.status()
-            return all(name in status and status[name]["lease"] == "held" for name in self._names)
+        await self._until_lease("held")
 
-        await until(held, f"the agent borrows every pod ({LOGS / 'agent.log'})")
+    async def until_rung(self) -> None:
+        """Until it waits for whoever has the pods."""
+        await self._until_lease("rung")
+
+    async def _until_lease(self, word: str) -> None:
+        def so() -> bool:
+            status = self.status()
+            return all(name in status and word in status[name]["lease"] for name in self._names)
+
+        await until(so, f"the lease of every pod says {word} ({LOGS / 'agent.log'})")
 
     async def until_open(self) -> None:
         def opened() -> bool:
@@ -89,23 +101,103 @@ class NodeAgent:
 
     def stop(self) -> int:
         """What it exits with, after it drained."""
+        self.end()
+        return self.ended()
+
+    def end(self) -> None:
+        """SIGTERM; what is in flight goes on."""
         assert self._enter is not None
         for pid in _children(self._enter.pid):
             os.kill(pid, signal.SIGTERM)
+
+    def ended(self) -> int:
+        assert self._enter is not None
         status, self._enter = self._enter.wait(60), None
         return status
+
+    def stand_still(self) -> None:
+        """The supervisor, and then its workers."""
+        self._signal_all(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self._signal_all(signal.SIGCONT)
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        assert self._enter is not None
+        for supervisor in _children(self._enter.pid):
+            for pid in (supervisor, *_children(supervisor)):
+                os.kill(pid, number)
 
 
 @contextlib.contextmanager
 def agent_for(*pods: dict[str, Any]) -> Iterator[NodeAgent]:
     """Started; killed at the end, if it still runs, and what it pinned is removed."""
+    try:
+        with next_agent_for(*pods) as agent:
+            yield agent
+    finally:
+        subprocess.run([*cluster.enter(), "rm", "-rf", str(_pins())], check=True)
+
+
+@contextlib.contextmanager
+def next_agent_for(*pods: dict[str, Any]) -> Iterator[NodeAgent]:
+    """Beside another one, with the same pins, which stay for the other."""
     agent = NodeAgent(*pods)
     agent.start()
     try:
         yield agent
     finally:
         agent.kill()
-        subprocess.run([*cluster.enter(), "rm", "-rf", str(_pins())], check=True)
+
+
+class Direct:
+    """`clients` callers of a pod's direct port, each on one connection; `once`: one request each.
+
+    Pods are asked from the machine, which for the node is another one.
+    """
+
+    def __init__(
+        self, pod: dict[str, Any], clients: int = 2, path: str = "/", once: bool = False
+    ) -> None:
+        self._url = f"http://{pod['status']['podIP']}:{contract.DIRECT_PORT}{path}"
+        self._clients, self._once, self._over = clients, once, False
+        self.answers = 0
+        self.failures: list[str] = []
+
+    async def __aenter__(self) -> "Direct":
+        connector = aiohttp.TCPConnector(limit=0)
+        self._session = aiohttp.ClientSession(connector=connector)
+        self._tasks = [asyncio.create_task(self._ask()) for _ in range(self._clients)]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._over = True
+        await asyncio.gather(*self._tasks)
+        await self._session.close()
+
+    async def _ask(self) -> None:
+        while not self._over:
+            try:
+                async with self._session.get(self._url) as response:
+                    await response.read()
+                    assert response.status == 200, response.status
+                self.answers += 1
+            except (AssertionError, aiohttp.ClientError) as failure:
+                self.failures.append(repr(failure))
+                await asyncio.sleep(0.01)  # so that a closed port does not fill the list
+            if self._once:
+                return
+
+
+def holds(pod: dict[str, Any]) -> list[int]:
+    """Processes of the pod that are weir-hold, by their numbers on this machine."""
+    return [pid for pid in pids_of(pod_cgroup(pod)) if _command(pid) == "weir-hold"]
+
+
+def _command(pid: int) -> str:
+    with contextlib.suppress(OSError):  # it has ended
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""
 
 
 def _described(pod: dict[str, Any]) -> dict[str, Any]:

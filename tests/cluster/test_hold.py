@@ -4,35 +4,24 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import aiohttp
 import pytest
 
-from tests.cluster.cluster import configure, kubectl
-from tests.cluster.nodeagent import agent_for, pod_cgroup
-from tests.cluster.places import HOLD_IMAGE, SIDECAR_IMAGE
+from tests.cluster.cluster import kubectl
+from tests.cluster.nodeagent import Direct, agent_for, holds, pod_cgroup
+from tests.cluster.places import HOLD_IMAGE
 from tests.cluster.service import NAMESPACE, Load, Service, until
 from tests.cluster.test_service import CLASS, WITHOUT_ACTIVATOR
 from weir.proxy import contract
-from weir.proxy.listeners import pids_of
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400), pytest.mark.usefixtures("hold")]
 
 Make = Callable[..., Service]
 ONE = {**WITHOUT_ACTIVATOR, f"{CLASS}/min-scale": "1"}
 TWO = {**WITHOUT_ACTIVATOR, f"{CLASS}/min-scale": "2"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def hold(knative: None, sidecar_image: str) -> Iterator[None]:
-    if sidecar_image != SIDECAR_IMAGE:
-        pytest.skip("another sidecar is asked for, and this is about weir-hold")
-    configure("config-deployment", {"queue-sidecar-image": HOLD_IMAGE})
-    yield
-    configure("config-deployment", {"queue-sidecar-image": sidecar_image})
 
 
 async def test_without_an_agent_the_sidecar_takes_over_and_serves(
@@ -43,7 +32,7 @@ async def test_without_an_agent_the_sidecar_takes_over_and_serves(
     images = {one["name"]: one["image"] for one in pod["spec"]["containers"]}
     assert images["queue-proxy"] == HOLD_IMAGE
     assert (await alone.get(client))["version"] == "1"
-    assert not _holds(pod), "hold became the sidecar"
+    assert not holds(pod), "hold became the sidecar"
 
 
 async def test_an_agent_takes_the_pod_over_from_its_sidecar_and_serves_both_ways(
@@ -56,7 +45,7 @@ async def test_an_agent_takes_the_pod_over_from_its_sidecar_and_serves_both_ways
         await until(lambda: load.answers["1"] > 20, "the sidecar answers")
         with agent_for(pod) as agent:
             await agent.until_open()
-            assert _holds(pod), "the sidecar is hold again, and lends"
+            assert holds(pod), "the sidecar is hold again, and lends"
             await until(lambda: agent.status()[name]["relayed"]["requests"] > 50, "it relays")
             before = agent.status()[name]["direct"]["finished"]
             async with Direct(pod) as direct:
@@ -78,12 +67,12 @@ async def test_a_container_that_starts_while_an_agent_is_there_becomes_ready_thr
     name = pod["metadata"]["name"]
     with agent_for(pod) as agent:
         await agent.until_held()
-        (pid,) = _holds(pod)
+        (pid,) = holds(pod)
         os.kill(pid, signal.SIGKILL)
         await until(lambda: again.restarts()["queue-proxy"] == 1, "the kubelet restarts it")
         await agent.until_open()
         await until(again.ready_pods, "it is Ready")
-        assert _holds(pod)
+        assert holds(pod)
         before = agent.status()[name]["relayed"]["requests"]
         assert (await _eventually(again, client))["pod"] == name
         await until(
@@ -155,45 +144,6 @@ async def test_a_pod_that_is_deleted_under_load_finishes_what_it_has_begun(
         assert agent.status()[second["metadata"]["name"]]["direct"]["open"]
 
 
-class Direct:
-    """`clients` callers of a pod's direct port, each on one connection; `once`: one request each.
-
-    Pods are asked from the machine, which for the node is another one.
-    """
-
-    def __init__(
-        self, pod: dict[str, Any], clients: int = 2, path: str = "/", once: bool = False
-    ) -> None:
-        self._url = f"http://{pod['status']['podIP']}:{contract.DIRECT_PORT}{path}"
-        self._clients, self._once, self._over = clients, once, False
-        self.answers = 0
-        self.failures: list[str] = []
-
-    async def __aenter__(self) -> "Direct":
-        connector = aiohttp.TCPConnector(limit=0)
-        self._session = aiohttp.ClientSession(connector=connector)
-        self._tasks = [asyncio.create_task(self._ask()) for _ in range(self._clients)]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._over = True
-        await asyncio.gather(*self._tasks)
-        await self._session.close()
-
-    async def _ask(self) -> None:
-        while not self._over:
-            try:
-                async with self._session.get(self._url) as response:
-                    await response.read()
-                    assert response.status == 200, response.status
-                self.answers += 1
-            except (AssertionError, aiohttp.ClientError) as failure:
-                self.failures.append(repr(failure))
-                await asyncio.sleep(0.01)  # so that a closed port does not fill the list
-            if self._once:
-                return
-
-
 async def _more(load: Load, direct: Direct, at: tuple[int, int]) -> None:
     await until(
         lambda: load.answers["1"] > at[0] + 30 and direct.answers > at[1] + 30, "both ways answer"
@@ -216,14 +166,3 @@ async def _refuses(pod: dict[str, Any]) -> bool:
         return True
     writer.close()
     return False
-
-
-def _holds(pod: dict[str, Any]) -> list[int]:
-    """Processes of the pod that are weir-hold, by their numbers on this machine."""
-    return [pid for pid in pids_of(pod_cgroup(pod)) if _command(pid) == "weir-hold"]
-
-
-def _command(pid: int) -> str:
-    with contextlib.suppress(OSError):  # it has ended
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    return ""
