@@ -198,18 +198,17 @@ class BccObject(Loaded):
         return _KINDS[self._source.programs[program]][1]
 
     def _map(self, name: str, btf: Btf) -> int:
-        settings, types = btf.map_settings(name), btf.maps[name]
-        key, value = btf.map_types(name)
+        settings, types = btf.map_settings(name), btf.maps.get(name)
         options = _MapOptions(sz=ctypes.sizeof(_MapOptions))
         options.map_flags = settings.get("map_flags", 0)
-        if settings["type"] != _SOCKHASH:
-            options.btf_fd, options.btf_key_type_id = self._types, key
-            options.btf_value_type_id = value
+        if types is not None and settings["type"] != _SOCKHASH:
+            options.btf_fd = self._types
+            options.btf_key_type_id, options.btf_value_type_id = btf.map_types(name)
         fd: int = self._lib.bpf_map_create(
             settings["type"],
             name[:15].encode(),
-            types.key.size,
-            types.value.size,
+            types.key.size if types is not None else 0,
+            types.value.size if types is not None else 0,
             settings.get("max_entries", 0),
             byref(options),
         )

@@ -164,10 +164,11 @@ class Btf:
 
     @cached_property
     def maps(self) -> dict[str, MapTypes]:
-        """Key and value types of every map, from its definition: struct NAME_map."""
+        """Key and value types of every map that has some, from its definition: struct NAME_map."""
         return {
             name: MapTypes(self._layout(key), self._layout(value))
-            for name in self._definitions
+            for name, said in self._definitions.items()
+            if "key" in said
             for key, value in (self.map_types(name),)
         }
 
@@ -193,7 +194,7 @@ class Btf:
         names, settings, key and value types of all maps, and enum layout's version."""
         told: list[object] = [self.enum("layout")]
         for name in sorted(self._definitions):
-            told += [name, sorted(self.map_settings(name).items()), self.maps[name]]
+            told += [name, sorted(self.map_settings(name).items()), self.maps.get(name)]
         return hashlib.sha256(repr(told).encode()).hexdigest()[:12]
 
     def function(self, name: str) -> int:

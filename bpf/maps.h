@@ -212,6 +212,15 @@ struct listeners_map {
 	__type(value, __u64);
 } listeners A_MAP;
 
+/* Rung with a pod's netns cookie when a listener of it has opened: whoever waits for the pod to
+ * become ready looks at once. Of no consequence if nobody hears it. */
+#define RING_SIZE 65536 /* a whole number of pages, however large they are */
+
+struct bell_map {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, RING_SIZE);
+} bell A_MAP;
+
 struct meters_map {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC); /* only lanes that there are CPUs for exist */

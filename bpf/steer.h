@@ -122,6 +122,7 @@ static __always_inline void listener_opened(struct bpf_sock_ops *ctx)
 		count(&meter->listeners);
 	else if (error == -ERR_NOT_SUPPORTED)
 		count(&meter->refused);
+	bpf_ringbuf_output(MAP(bell), &key.netns, sizeof(key.netns), BPF_RB_FORCE_WAKEUP);
 }
 
 /* ---- tc: listeners that a SOCKHASH refuses (MPTCP, the default of Go since 1.24) -------- */

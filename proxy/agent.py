@@ -68,6 +68,9 @@ class Agent:
             await self._workers.start()
             for pod in own:
                 self._workers.adopt(pod)
+            if self._kernel is not None:
+                loop = asyncio.get_running_loop()
+                loop.add_reader(self._kernel.bell.fileno(), self._listens, self._kernel)
             async with asyncio.TaskGroup() as group:
                 ticking = group.create_task(self._tick())
                 borrowing = [group.create_task(b.run()) for b in self._borrowers]
@@ -76,6 +79,8 @@ class Agent:
                 for task in (ticking, *borrowing):
                     task.cancel()
         finally:
+            if self._kernel is not None:
+                asyncio.get_running_loop().remove_reader(self._kernel.bell.fileno())
             await self._workers.stop()
             for pod in self._pods:
                 pod.close()
@@ -94,6 +99,14 @@ class Agent:
         from weir.proxy.agentmetrics import page  # an agent that nobody scrapes can do without
 
         return page(self._pods, len(self._workers.pids), self._no_kernel, self._cold_starts)
+
+    def _listens(self, kernel: Kernel) -> None:
+        """Something began to listen in pods of ours: if it is what they waited for, look now."""
+        rung = kernel.bell.heard()
+        for pod in self._pods:
+            if pod.attached is not None and pod.attached.cookie in rung and pod.offer is None:
+                self._workers.tell(pod, {"op": "look"})
+                self._decide(pod)
 
     async def _tick(self) -> None:
         for number in itertools.count():

@@ -23,6 +23,7 @@ from typing import Literal
 
 from weir.bpf import OBJECT
 from weir.bpf.btf import Btf, BtfError
+from weir.bpf.doorbell import Doorbell
 from weir.bpf.libbpf import BpfError, LibbpfMissing, map_btf
 from weir.bpf.loaded import BpfObject, Loaded
 from weir.proxy import netns, pins
@@ -42,7 +43,7 @@ log = logging.getLogger("weir.kernel")
 MINIMUM_KERNEL = (5, 17)  # bpf_loop
 _CAP_NET_ADMIN, _CAP_SYS_ADMIN = 12, 21
 Loader = Literal["libbpf", "bcc"]
-MAPS = ("pods", "addresses", "listeners", "meters", "connections", "open_streams")
+MAPS = ("pods", "addresses", "listeners", "meters", "connections", "open_streams", "bell")
 
 
 class Kernel:
@@ -62,6 +63,8 @@ class Kernel:
         self.listeners, self.meters = self.tables.listeners, self.tables.meters
         self._root = root
         self._claims = None if root is None else pins.Claims(root)
+        self.bell = Doorbell(loaded.map_fd("bell"), btf.map_settings("bell")["max_entries"])
+        """Rings with the `cookie` of an attached pod when something begins to listen there."""
         self._abandoned: set[int] = set()
         self._fds: list[int] = []
         self._earlier = [tables for each in earlier if (tables := self._read(each)) is not None]
@@ -217,6 +220,7 @@ class Kernel:
             os.close(fd)
         if self._claims is not None:
             self._claims.close()
+        self.bell.close()
         self.object.close()
 
     def _read(self, layout: pins.Layout) -> Tables | None:

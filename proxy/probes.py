@@ -35,8 +35,9 @@ class Prober:
         told: Callable[[bool], None] = lambda _: None,
     ) -> None:
         """`told` is called with every verdict, whoever asked for it."""
+        self._napping: set[asyncio.Future[None]] = set()
         self._schedules = [
-            _Schedule(probe, _check(probe, dial), clock) for probe in settings.probes
+            _Schedule(probe, _check(probe, dial), clock, self.nap) for probe in settings.probes
         ]
         self._told = told
         self._run: asyncio.Task[bool] | None = None
@@ -54,6 +55,23 @@ class Prober:
         if self._run is None or self._run.done():
             self._run = asyncio.get_running_loop().create_task(self._all())
         return await asyncio.shield(self._run)
+
+    async def nap(self, seconds: float) -> None:
+        """A pause that `hurry` ends."""
+        loop = asyncio.get_running_loop()
+        waking = loop.create_future()
+        self._napping.add(waking)
+        timer = loop.call_later(seconds, _wake, waking)
+        try:
+            await waking
+        finally:
+            timer.cancel()
+            self._napping.discard(waking)
+
+    def hurry(self) -> None:
+        """Something has changed: whatever pauses between two tries makes the next one now."""
+        for waking in self._napping:
+            _wake(waking)
 
     async def _all(self) -> bool:
         """All at once; the verdict waits for the slowest, as the queue-proxy's does."""
@@ -73,10 +91,17 @@ class Prober:
 class _Schedule:
     """The tries of one probe. Its count of successes outlives a run."""
 
-    def __init__(self, probe: Probe, check: Check, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        probe: Probe,
+        check: Check,
+        clock: Callable[[], float],
+        nap: Callable[[float], Awaitable[None]],
+    ) -> None:
         self._probe = probe
         self._check = check
         self._clock = clock
+        self._nap = nap
         self._successes = 0
         self.tries = 0
 
@@ -110,7 +135,7 @@ class _Schedule:
                 if failures:
                     _log.info("aggressive probe error (failed %d times): %s", failures, last)
                 return last
-            await asyncio.sleep(pause)
+            await self._nap(pause)
 
     async def _try(self) -> str | None:
         self.tries += 1
@@ -126,6 +151,11 @@ class _Schedule:
         except ValueError as error:  # the container redirects to what is no address
             return f"can't be dialled: {error}"
         return None
+
+
+def _wake(waking: asyncio.Future[None]) -> None:
+    if not waking.done():
+        waking.set_result(None)
 
 
 def _limit(probe: Probe) -> float:

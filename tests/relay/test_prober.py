@@ -373,3 +373,30 @@ class TestLog:
         assert [record.getMessage() for record in caplog.records] == [
             "HTTP probe did not respond Ready, got status code: 500"
         ]
+
+
+async def test_who_is_told_to_hurry_does_not_wait_for_the_next_try(
+    user: UserContainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contract, "AGGRESSIVE_PROBE_PERIOD_SECONDS", 3600.0)
+    monkeypatch.setattr(contract, "AGGRESSIVE_PROBE_LIMIT_SECONDS", 86400.0)
+    user.on("/", b"HTTP/1.1 503 Not Yet\r\nContent-Length: 0\r\n\r\n")
+    verdicts: list[bool] = []
+    settings = RevisionSettings(user_port=1, probes=(Probe(port=user.port, http=HttpGet("/")),))
+    http = Prober(settings, dial_here, told=verdicts.append)
+    asked = asyncio.create_task(http.ready())
+    await user.wait_for(lambda: len(user.requests) == 1 and user.open == 0)
+    assert not asked.done()
+    user.on("/", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    while len(user.requests) < 2:  # it may be busy still with the first answer
+        http.hurry()
+        await asyncio.sleep(0.001)
+    assert await asked
+    assert (http.tries, verdicts) == (2, [True])
+
+
+async def test_hurry_without_anybody_who_waits_is_nothing(user: UserContainer) -> None:
+    tcp = prober(Probe(port=user.port))
+    tcp.hurry()
+    assert await tcp.ready()
+    tcp.hurry()
