@@ -45,6 +45,7 @@ LOOK_SECONDS = 30.0
 LINGER_SECONDS = 5.0
 """How long clients may go on using a connection after the pod went to another agent."""
 POLL_SECONDS = 0.05
+HOLD_SECONDS = 0.02
 PIECE = 5000
 """Characters, which JSON may make twelve bytes each of; see control.MAX_SAID."""
 
@@ -233,7 +234,10 @@ class Tenant:
         self.stock([])
 
     def shed(self, weights: dict[Any, int], level: int) -> None:
-        """Cut the heaviest of these connections, until no more than `level` bytes are left."""
+        """Cut the heaviest of these connections, until no more than `level` bytes are left.
+
+        Nothing is read for a moment: what they had is free only after the event loop's next turn.
+        """
         left, number = sum(weights.values()), 0
         for client in sorted(weights, key=lambda each: weights[each], reverse=True):
             if left <= level:
@@ -245,6 +249,8 @@ class Tenant:
         log.warning(
             "%d connections are cut: what waits in them is more than the pod's share", number
         )
+        self.relay.hold(True)
+        asyncio.get_running_loop().call_later(HOLD_SECONDS, self.relay.hold, False)
 
     def report(self) -> None:
         """Tell the counters, if anything happened since the last time."""
@@ -302,7 +308,11 @@ class Tenant:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._lost.wait(), self._period)
         else:  # an unready container has been polled for seconds by the prober itself
-            await asyncio.sleep(POLL_SECONDS)
+            await self._prober.nap(POLL_SECONDS)
+
+    def look(self) -> None:
+        """It may have become ready just now."""
+        self._prober.hurry()
 
     def _verdict(self, ready: bool) -> None:
         if ready == self.ready:

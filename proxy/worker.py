@@ -17,7 +17,6 @@ import sys
 import time
 import urllib.parse  # noqa: F401  a redirected probe's, likewise
 from collections.abc import Coroutine
-from math import inf
 from typing import Any
 
 import uvloop
@@ -31,11 +30,11 @@ from weir.proxy.observe import identity, metrics, opencensus  # noqa: F401
 from weir.proxy.podserver import Role
 from weir.proxy.policy.budget import Budget, connections, fair_level
 from weir.proxy.tenant import Tenant
+from weir.proxy.wire.aside import look_every
 
 REPORT_SECONDS = 0.5
-WATCH_SECONDS = 0.1
-"""Between two looks at the memory while there are more than WATCHED connections."""
-WATCHED = 256
+WATCHES = 64
+"""How often the memory is looked at while all of it is taken by what is put aside."""
 PR_SET_NO_NEW_PRIVS = 38
 PR_SET_DUMPABLE = 4
 
@@ -46,7 +45,6 @@ class Worker:
     def __init__(self, sock: socket.socket, memory: Memory) -> None:
         self._memory = memory
         self._budget = Budget(0)
-        self._reported = -inf
         self._tenants: dict[str, tuple[Tenant, asyncio.Task[None]]] = {}
         self._gone = asyncio.Event()
         self._background: set[asyncio.Task[None]] = set()
@@ -55,17 +53,13 @@ class Worker:
     async def run(self) -> None:
         """Until the supervisor closes the channel; then what is in flight may end, bounded."""
         asyncio.get_running_loop().set_exception_handler(self._failed)
+        look_every(self._memory.limit // WATCHES, self._watch_memory)
         self._channel.send({"op": "hello", "pid": os.getpid()})
         while not self._gone.is_set():
             self._watch_memory()
-            now = time.monotonic()
-            crowded = self._budget.used > WATCHED
-            if not crowded or now >= self._reported + REPORT_SECONDS:
-                self._reported = now
-                self._report()
+            self._report()
             with contextlib.suppress(TimeoutError):
-                pause = WATCH_SECONDS if crowded else REPORT_SECONDS
-                await asyncio.wait_for(self._gone.wait(), pause)
+                await asyncio.wait_for(self._gone.wait(), REPORT_SECONDS)
         for tenant, _ in self._tenants.values():
             tenant.alone()
         patience = max((tenant.patience for tenant, _ in self._tenants.values()), default=0.0)
@@ -86,6 +80,7 @@ class Worker:
         weights = {tenant: tenant.relay.weigh() for tenant in tenants}
         amounts = {tenant: sum(weights[tenant].values()) for tenant in tenants}
         level = fair_level(amounts.values(), limit * 3 // 8)
+        print("WATCH", time.monotonic(), self._memory.used >> 20, [a >> 20 for a in amounts.values()], level >> 20, file=sys.stderr)
         for tenant in tenants:
             if amounts[tenant] > level:
                 tenant.context.run(tenant.shed, weights[tenant], level)
@@ -131,6 +126,8 @@ class Worker:
     def _told(self, tenant: Tenant, message: Message, sockets: list[socket.socket]) -> None:
         if message["op"] == "sockets":
             tenant.stock(sockets)
+        elif message["op"] == "look":
+            tenant.look()
         elif message["op"] == "offer":
             tenant.offer = message["value"]
         elif message["op"] == "direct":
