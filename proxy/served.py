@@ -15,12 +15,12 @@ from typing import Any
 from weir.proxy import neighbours, netns
 from weir.proxy.certificates import Pair
 from weir.proxy.counters import ColdStarts, Direct, PodCounters, Relayed
-from weir.proxy.direct import Offer
 from weir.proxy.holds import Hold
 from weir.proxy.kernel import AttachedPod, Kernel, KernelUnavailable, PodTarget, Steering
 from weir.proxy.pod import PodSpec
 from weir.proxy.policy.deadlines import Timeouts
 from weir.proxy.policy.eligible import DirectFacts, refusal
+from weir.proxy.policy.offer import Offer
 
 log = logging.getLogger("weir.agent")
 
@@ -191,13 +191,13 @@ class ServedPod:
         flight; None if that is nothing, again. An idle pod is looked at now and then only."""
         if self.attached is None or now < self._look_at:
             return None
-        counters = self.attached.counters()
-        before, self._before = self._before, (now, counters.started, counters.integral_ns)
+        seen = self.attached.load()
+        before, self._before = self._before, (now, seen.started, seen.integral_ns)
         if before is None or now <= before[0]:
             return None
         seconds = now - before[0]
-        grown = (counters.integral_ns - before[2]) % (1 << 64)
-        load = grown / 1e9 / seconds, (counters.started - before[1]) / seconds, counters.in_flight
+        grown = (seen.integral_ns - before[2]) % (1 << 64)
+        load = grown / 1e9 / seconds, (seen.started - before[1]) / seconds, seen.in_flight
         was_idle, self._idle = self._idle, not any(load)
         if self._idle and was_idle:
             self._look_at = now + IDLE_LOOK_SECONDS
@@ -207,7 +207,7 @@ class ServedPod:
     def backstop(self, now: float) -> None:
         """Reset direct requests that a caller has forgotten. To be called every second."""
         timeout = self.spec.settings.timeout
-        if self.attached is None or self.lease or not timeout or now < self._look:
+        if self._idle or self.attached is None or self.lease or not timeout or now < self._look:
             return
         self._look = now + LOOK_SECONDS
         if not self.direct_in_flight():
@@ -222,7 +222,7 @@ class ServedPod:
         self.overdue += reset
 
     def direct_in_flight(self) -> int:
-        return self.attached.counters().in_flight if self.attached is not None else 0
+        return self.attached.load().in_flight if self.attached is not None else 0
 
     def close(self) -> None:
         """Detach and stop listening. Idempotent."""

@@ -39,6 +39,7 @@ log = logging.getLogger("weir.worker")
 
 SOCKETS_LOW = 16  # below this many spare sockets of a pod the worker asks for more
 SOCKETS_BATCH = 32
+SOCKETS_IDLE = 2  # both of a pod with no more connections than this: each costs the kernel 2 KB
 PROBE_PERIOD_SECONDS = 10.0  # kubelet's default readiness period
 LOOK_SECONDS = 30.0
 """Between two looks of ours at a pod that the kubelet asks about: its verdicts are ours, too."""
@@ -285,15 +286,20 @@ class Tenant:
         draining = phase is not Phase.SERVING
         self._channel.send({"op": "draining", "pod": self.name, "draining": draining})
 
+    @property
+    def _quiet(self) -> bool:
+        return self.relay.connections <= SOCKETS_IDLE
+
     def _ask(self) -> None:
         if not self._asked:
             self._asked = True
-            self._channel.send({"op": "need", "pod": self.name, "count": SOCKETS_BATCH})
+            count = SOCKETS_IDLE if self._quiet else SOCKETS_BATCH
+            self._channel.send({"op": "need", "pod": self.name, "count": count})
 
     async def _dial(self) -> socket.socket | None:
         if not self._foreign:
             return None
-        if len(self._stock) <= SOCKETS_LOW:
+        if len(self._stock) <= (SOCKETS_IDLE if self._quiet else SOCKETS_LOW):
             self._ask()
         if self._stock:
             return self._stock.popleft()
