@@ -16,6 +16,7 @@ from weir.proxy import contract
 from weir.proxy.exchange import HEAD_COPIES, Exchange, ExchangeBase
 from weir.proxy.policy.deadlines import Timeouts
 from weir.proxy.wire import answers
+from weir.proxy.wire.aside import put_aside
 from weir.proxy.wire.body import chunk, last_chunk
 from weir.proxy.wire.connection import Connection, TransportError
 from weir.proxy.wire.flow import BACKLOG, OTHER_SIDE
@@ -133,6 +134,7 @@ class Http1Exchange(ExchangeBase[ServerConnection, RequestHead]):
             self._connection.send(buffers)
         else:
             self._pending += buffers
+            put_aside(len(piece))
             if self._pending_size > BACKLOG_BYTES:
                 self.client.flow.hold(BACKLOG)
 

@@ -12,6 +12,7 @@ from weir.proxy import contract
 from weir.proxy.exchange import HEAD_COPIES, Exchange, ExchangeBase
 from weir.proxy.policy.deadlines import Timeouts
 from weir.proxy.wire import answers
+from weir.proxy.wire.aside import put_aside
 from weir.proxy.wire.h2 import frames
 from weir.proxy.wire.h2.head import MalformedBlock, ResponseFields, StreamHead, trailers
 from weir.proxy.wire.h2.hpack import Block, encode
@@ -87,6 +88,7 @@ class StreamExchange(ExchangeBase[ClientStream, StreamHead]):
         elif self._complete:  # nobody waits for it any more
             self.client.connection.credit(self.client, len(piece))
         else:  # no credit for the stream: its window bounds this
+            put_aside(len(piece))
             self.client.connection.credit_ahead(self.client, len(piece))
             if not join(self._pending, piece, ended):
                 self._pending.append((piece, ended))

@@ -26,6 +26,7 @@ from weir.proxy.policy.deadlines import Timeouts
 from weir.proxy.policy.histogram import Histogram, Latencies
 from weir.proxy.policy.meter import Meter, Report
 from weir.proxy.wire import answers
+from weir.proxy.wire.aside import LARGE_BYTES, put_aside
 from weir.proxy.wire.clients import Clients
 from weir.proxy.wire.dial import Dial
 from weir.proxy.wire.head import RequestHead
@@ -210,7 +211,9 @@ class Relay:
             link, client, head, ended, self._timeouts, self._clock, self._over
         )
         self._begin(exchange)
-        exchange.request = head.for_user(client.peer, self._user.authority)
+        exchange.request = request = head.for_user(client.peer, self._user.authority)
+        if len(request) > LARGE_BYTES:
+            put_aside(len(request))
         self._admit(exchange)
 
     def _answered(self, client: Client, head: Head) -> bool:
@@ -379,13 +382,20 @@ class Relay:
 
     def weigh(self) -> dict[ServerConnection | ClientConnection, int]:
         """Bytes of memory, about, for each client's connection and all that is done for it."""
-        found = {client: client.weigh() for client in self.clients}
+        weights = {client: client.weigh() for client in self.clients}
+        found = {client: weight for client, weight in weights.items() if weight}
         for exchange in self._running:
             client: Any = exchange.client
             connection = getattr(client, "connection", client)
             if connection in found:
                 found[connection] += exchange.weigh()
         return found
+
+    def hold(self, held: bool) -> None:
+        """Read from nobody, for want of memory; or go on."""
+        for client in self.clients:
+            client.hold(held)
+        self._user.hold(held)
 
     def retire(self) -> None:
         """Somebody else accepts: each connection takes one more request, whose answer says so."""

@@ -14,7 +14,6 @@ import os
 import signal
 import socket
 import sys
-import time
 import urllib.parse  # noqa: F401  a redirected probe's, likewise
 from collections.abc import Coroutine
 from typing import Any
@@ -80,7 +79,6 @@ class Worker:
         weights = {tenant: tenant.relay.weigh() for tenant in tenants}
         amounts = {tenant: sum(weights[tenant].values()) for tenant in tenants}
         level = fair_level(amounts.values(), limit * 3 // 8)
-        print("WATCH", time.monotonic(), self._memory.used >> 20, [a >> 20 for a in amounts.values()], level >> 20, file=sys.stderr)
         for tenant in tenants:
             if amounts[tenant] > level:
                 tenant.context.run(tenant.shed, weights[tenant], level)

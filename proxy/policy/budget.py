@@ -131,6 +131,8 @@ class Pace:
 
     def spend(self, cost: float, now: float) -> bool:
         """Whether that was still within; `now` in seconds, of one clock that never goes back."""
-        self._left = min(self._left + (now - self._now) * self._rate, self._burst) - cost
+        left = min(self._left + (now - self._now) * self._rate, self._burst)
         self._now = now
-        return self._left >= 0.0
+        within = left >= cost
+        self._left = left - cost if within else left  # what was too much costs nothing
+        return within

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol, cast
 
 from weir.proxy import contract
+from weir.proxy.wire.aside import put_aside
 from weir.proxy.wire.body import BodyReader, reader
 from weir.proxy.wire.clients import CLIENT_BYTES
 from weir.proxy.wire.fields import HEAD_END, Malformed
@@ -188,6 +189,7 @@ class Connection:
         self._gone(self)
 
     def pause_writing(self) -> None:
+        put_aside(self.transport.get_write_buffer_size())
         if self._asker is not None:
             self._asker.request_hold()
 
@@ -203,7 +205,7 @@ class Connection:
             seen = max(len(self._rest) - 3, 0)
             self._rest += data
             if self._rest.find(HEAD_END, seen) < 0:
-                self._limit()
+                self._limit(len(data))
                 return
             data = bytes(self._rest)
             self._rest.clear()
@@ -211,7 +213,7 @@ class Connection:
             end = data.find(HEAD_END, seen)
             if end < 0:
                 self._rest += data
-                self._limit()
+                self._limit(len(data))
                 return
             end += 4
             block = data if end == len(data) else data[:end]
@@ -234,7 +236,8 @@ class Connection:
             if not data:
                 return
 
-    def _limit(self) -> None:
+    def _limit(self, more: int) -> None:
+        put_aside(more)
         if len(self._rest) > contract.MAX_HEAD_BYTES:
             raise Malformed("response head too long")
 

@@ -10,6 +10,8 @@ import asyncio
 
 OTHER_SIDE = 1
 """The connection that what we read is written to is full."""
+MEMORY = 4
+"""There is too little memory to read anything, for a moment."""
 BACKLOG = 2
 """What we read can't be used yet: a pipelined request, or a body whose way is not open."""
 

@@ -13,11 +13,12 @@ from typing import Protocol, cast
 
 from weir.proxy import contract
 from weir.proxy.wire import answers
+from weir.proxy.wire.aside import LARGE_BYTES, put_aside
 from weir.proxy.wire.body import BodyReader, reader
 from weir.proxy.wire.clients import CLIENT_BYTES, SPARE_SECONDS, TLS_BYTES
 from weir.proxy.wire.connection import plain_address
 from weir.proxy.wire.fields import HEAD_END, Malformed
-from weir.proxy.wire.flow import BACKLOG, OTHER_SIDE, Flow
+from weir.proxy.wire.flow import BACKLOG, MEMORY, OTHER_SIDE, Flow
 from weir.proxy.wire.head import RequestHead, check_start
 from weir.proxy.wire.protocol import Handler, as_protocol
 
@@ -200,13 +201,24 @@ class ServerConnection:
         return True
 
     def weigh(self) -> int:
-        """Bytes of memory, about, without those of an exchange."""
+        """Bytes of memory, about, without those of an exchange; 0 for one that is ending."""
+        if self._made and self._transport.is_closing():
+            return 0
         waiting = self._transport.get_write_buffer_size() if self._made else 0
         return CLIENT_BYTES + len(self._rest) + waiting + (TLS_BYTES if self.tls else 0)
+
+    def hold(self, held: bool) -> None:
+        """Read nothing, for want of memory; or go on."""
+        if self._made:
+            if held:
+                self.flow.hold(MEMORY)
+            else:
+                self.flow.release(MEMORY)
 
     def cut(self) -> None:
         """At once, as if the client had."""
         if self._made:
+            self._rest.clear()
             self._transport.abort()
 
     def leave(self) -> None:
@@ -271,6 +283,7 @@ class ServerConnection:
 
     def pause_writing(self) -> None:
         self.full = True
+        put_aside(self._transport.get_write_buffer_size())
         if self.exchange is not None:
             self.exchange.response_hold()
 
@@ -295,6 +308,7 @@ class ServerConnection:
                     return
                 elif self._open or self.full:  # who reads no answers gets no more of them
                     self._rest += data
+                    put_aside(len(data))
                     if len(self._rest) > BACKLOG_BYTES:
                         self.flow.hold(BACKLOG)
                     return
@@ -317,14 +331,14 @@ class ServerConnection:
             seen = max(len(self._rest) - 3, 0)
             self._rest += data
             if self._rest.find(HEAD_END, seen) < 0:
-                self._unfinished(self._rest)
+                self._unfinished(self._rest, len(data))
                 return b""
             data = bytes(self._rest)
             self._rest.clear()
         end = data.find(HEAD_END, seen)
         if end < 0:
             self._rest += data
-            self._unfinished(self._rest)
+            self._unfinished(self._rest, len(data))
             return b""
         if data.startswith(b"\r\n"):  # an empty line before the request (RFC 9112, 2.2)
             return data[2:]
@@ -335,6 +349,8 @@ class ServerConnection:
                 self._http2(self._transport, data)
                 return b""
         end += 4
+        if end > LARGE_BYTES:
+            put_aside(end)
         if end > self._most_head:
             raise Malformed("head", 431, b"Request Header Fields Too Large")
         piece = rest = b""
@@ -378,7 +394,8 @@ class ServerConnection:
                 self._linger()
         return rest or b""
 
-    def _unfinished(self, start: bytearray) -> None:
+    def _unfinished(self, start: bytearray, more: int) -> None:
+        put_aside(more)
         if len(start) > self._most_head:
             raise Malformed("head", 431, b"Request Header Fields Too Large")
         if self._http2 is None or not HTTP2_PREFACE.startswith(start):

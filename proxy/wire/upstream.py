@@ -10,6 +10,7 @@ from typing import Protocol
 from weir.proxy import contract
 from weir.proxy.wire.connection import Connection
 from weir.proxy.wire.dial import Dial, connect_patiently
+from weir.proxy.wire.flow import MEMORY
 from weir.proxy.wire.pool import IdlePool
 from weir.proxy.wire.protocol import as_protocol
 from weir.proxy.wire.response import ResponseHeads
@@ -69,6 +70,14 @@ class Upstream:
     async def reach(self) -> socket.socket:
         """A connected socket, for a protocol of the caller's. Raises DialError."""
         return await connect_patiently(self._dial, self._host, self._port)
+
+    def hold(self, held: bool) -> None:
+        """Read no answers, for want of memory; or go on."""
+        for connection in self._open:
+            if held:
+                connection.flow.hold(MEMORY)
+            else:
+                connection.flow.release(MEMORY)
 
     def close_idle(self) -> None:
         self._pool.close()

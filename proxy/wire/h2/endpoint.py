@@ -12,6 +12,7 @@ from struct import unpack_from
 from typing import Any
 
 from weir.proxy import contract
+from weir.proxy.wire.aside import put_aside
 from weir.proxy.wire.clients import CLIENT_BYTES
 from weir.proxy.wire.h2 import frames
 from weir.proxy.wire.h2.frames import FRAME_BYTES, LARGEST_WINDOW
@@ -97,8 +98,18 @@ class Endpoint(Sender[S]):
     def hang_up(self) -> None:
         self.transport.close()
 
+    def hold(self, held: bool) -> None:
+        """Read nothing, for want of memory; or go on."""
+        if not self.transport.is_closing():
+            if held:
+                self.transport.pause_reading()
+            else:
+                self.transport.resume_reading()
+
     def weigh(self) -> int:
-        """Bytes of memory, about, without those of exchanges."""
+        """Bytes of memory, about, without those of exchanges; 0 for one that is ending."""
+        if self.transport.is_closing():
+            return 0
         queues = [stream.queue for stream in self.streams.values() if stream.queue is not None]
         waiting = sum(len(piece) for queue in queues for piece, _, _ in queue)
         waiting += self.transport.get_write_buffer_size()
@@ -282,6 +293,7 @@ class Endpoint(Sender[S]):
         if not payload:
             self._nothing_forward()
         self._block += payload
+        put_aside(len(payload))
         if len(self._block) > contract.MAX_HEAD_BYTES:
             raise Fault(frames.ENHANCE_YOUR_CALM, "a header block is too large")
         if flags & frames.END_HEADERS:

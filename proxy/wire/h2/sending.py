@@ -15,6 +15,7 @@ import asyncio
 from collections import deque
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
+from weir.proxy.wire.aside import put_aside
 from weir.proxy.wire.h2 import frames
 from weir.proxy.wire.h2.frames import FRAME_BYTES
 from weir.proxy.wire.h2.hpack import EMPTY_TABLE
@@ -173,6 +174,7 @@ class Sender(Generic[S]):
         ):
             self._write_data(stream, piece, ended, source)
             return
+        put_aside(size)
         if stream.queue is None:
             stream.queue = deque()
         if source is not None:
@@ -316,6 +318,7 @@ class Sender(Generic[S]):
 
     def pause_writing(self) -> None:
         self.full = True
+        put_aside(self.transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
         self.full = False

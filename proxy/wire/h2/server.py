@@ -230,8 +230,14 @@ class ClientConnection(Endpoint[ClientStream]):
     def weigh(self) -> int:
         """Of both connections: the client's, and the one to the user container."""
         own: int = super().weigh()
+        if not own:
+            return 0
         theirs: int = self.link.weigh()
         return own + theirs + (TLS_BYTES if self.tls else 0)
+
+    def hold(self, held: bool) -> None:
+        super().hold(held)
+        self.link.hold(held)
 
     def cut(self) -> None:
         """At once, as if the client had."""

@@ -208,6 +208,10 @@ class UserLink:
             if self._waiting and self._dialling is None:
                 self._dialling = asyncio.get_running_loop().create_task(self._dial())
 
+    def hold(self, held: bool) -> None:
+        for connection in self._connections:
+            connection.hold(held)
+
     def weigh(self) -> int:
         return sum(connection.weigh() for connection in self._connections)
 
