@@ -51,7 +51,7 @@ def test_a_pod_that_says_too_much_is_cut_short_and_hides_no_other(
     log: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
-    monkeypatch.setattr(podlog.time, "monotonic", lambda: now)
+    monkeypatch.setattr("weir.proxy.podlog.time.monotonic", lambda: now)
     loud, quiet = context_of("loud"), context_of("quiet")
     for _ in range(1000):
         loud.run(say, "!")
