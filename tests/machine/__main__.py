@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import re
 import signal
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.machine.boot import REPOSITORY, boot
-from tests.machine.packages import CACHE, Failed, kernel
+from tests.machine.packages import CACHE, Failed, Kernel, kernel
 
 VERSIONS = ("5.10", "6.1", "6.12", "newest")
 INSIDE = "tests/machine/inside.py"
@@ -26,7 +28,6 @@ _TROUBLE = re.compile(r".*(BUG:|WARNING:|Oops|Call Trace|INFO: task|rcu.*stall).
 
 @dataclass(frozen=True)
 class Result:
-    version: str
     release: str
     passed: int
     failed: list[str]
@@ -36,7 +37,7 @@ class Result:
 
 
 def main(arguments: list[str]) -> int:
-    told, _, for_pytest = _split(arguments)
+    told, for_pytest = _split(arguments)
     parser = argparse.ArgumentParser("python -m tests.machine", description=__doc__)
     parser.add_argument("versions", nargs="*", metavar="VERSION", help="5.10, 6.1, newest, ...")
     parser.add_argument("--smoke", action="store_true", help=f"{INSIDE} alone")
@@ -64,19 +65,26 @@ def main(arguments: list[str]) -> int:
     return 1 if broken or any(result.failed for result in results) else 0
 
 
-def _split(arguments: list[str]) -> tuple[list[str], str, list[str]]:
-    if "--" not in arguments:
-        return arguments, "", []
-    at = arguments.index("--")
-    return arguments[:at], "--", arguments[at + 1 :]
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    at = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:at], arguments[at + 1 :]
 
 
 def _run(version: str, tests: list[str], seconds: float, accel: str) -> Result:
     found = kernel(version)
     out = CACHE / "results" / found.version
     out.mkdir(parents=True, exist_ok=True)
-    for old in out.iterdir():
-        old.unlink()
+    with (out / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Failed("another run of it is going on") from error
+        return _run_in(out, found, tests, seconds, accel)
+
+
+def _run_in(out: Path, found: Kernel, tests: list[str], seconds: float, accel: str) -> Result:
+    for name in ("console", "dmesg", "junit.xml", "status"):
+        (out / name).unlink(missing_ok=True)
     (out / "arguments").write_text(json.dumps([PATIENCE, *tests]))
     print(f"Linux {found.release}: {' '.join(tests)} (tail -f {out}/console)", flush=True)
     start = time.monotonic()
@@ -85,28 +93,30 @@ def _run(version: str, tests: list[str], seconds: float, accel: str) -> Result:
     if not (out / "status").exists():
         last = "\n".join((out / "console").read_text(errors="replace").splitlines()[-20:])
         raise Failed(f"the machine ended before its tests did, see {out}/console:\n{last}")
-    return _read(version, found.release, out, time.monotonic() - start)
+    return _read(found.release, out, time.monotonic() - start)
 
 
-def _read(version: str, release: str, out: Path, seconds: float) -> Result:
-    passed, skipped, failed, notes = 0, 0, [], []
+def _read(release: str, out: Path, seconds: float) -> Result:
+    passed, failed, notes = 0, [], []
+    skipped: Counter[str] = Counter()
     for case in ElementTree.parse(out / "junit.xml").iter("testcase"):
         name = f"{case.get('classname')}::{case.get('name')}"
         notes += [f"{p.get('name')}: {p.get('value')}" for p in case.iter("property")]
         problem = next((e for e in case if e.tag in ("failure", "error")), None)
         if problem is not None:
-            failed.append(f"{name}: {(problem.get('message') or '').splitlines()[0]}")
-        elif case.find("skipped") is not None:
-            skipped += 1
+            failed.append(f"{name}: {(problem.get('message') or '').partition(chr(10))[0]}")
+        elif (why := case.find("skipped")) is not None:
+            skipped[why.get("message") or "no reason given"] += 1
         else:
             passed += 1
+    notes += [f"skipped: {count} because {why}" for why, count in skipped.items()]
     status = (out / "status").read_text()
-    if status != "0" and not failed:
-        failed.append(f"pytest ended with {status}, see {out}/console")
+    if (status != "0" or not passed) and not failed:
+        failed.append(f"pytest ended with {status}, {passed} passed, see {out}/console")
     for line in (out / "dmesg").read_text(errors="replace").splitlines():
         if _TROUBLE.fullmatch(line):
             failed.append(f"dmesg: {line}")
-    return Result(version, release, passed, failed, skipped, notes, seconds)
+    return Result(release, passed, failed, skipped.total(), notes, seconds)
 
 
 def _print(result: Result) -> None:

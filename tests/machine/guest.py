@@ -54,7 +54,7 @@ def _tests(arguments: list[str]) -> int:
     child = subprocess.Popen(
         [
             *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--color=no"),
-            *(f"--junitxml={OUT}/junit.xml", *arguments),
+            *("-o", "junit_family=xunit1", f"--junitxml={OUT}/junit.xml", *arguments),
         ],
         env={**os.environ, "TMPDIR": str(scratch), "PYTHONDONTWRITEBYTECODE": "1"},
         start_new_session=True,
