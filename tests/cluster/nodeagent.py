@@ -120,6 +120,8 @@ class NodeAgent:
         self._signal_all(signal.SIGSTOP)
 
     def go_on(self) -> None:
+        assert self._enter is not None
+        os.kill(self._enter.pid, signal.SIGCONT)  # it stops with its child
         self._signal_all(signal.SIGCONT)
 
     def _signal_all(self, number: signal.Signals) -> None:
