@@ -243,3 +243,18 @@ def test_heads_that_never_end(tmp_path: Path) -> None:
         until(lambda: crowd.pour(PADDING, 0.5) < 0 or cuts(crowd, agent), "there is too much", 60)
 
     answered_elsewhere(tmp_path, load)
+
+
+def test_what_the_relay_of_a_pod_complains_of_names_the_pod(tmp_path: Path) -> None:
+    with (
+        HeldPod() as pod,
+        HeldPod() as other,
+        closing(agent := SmallAgent(tmp_path, pod, other)),
+    ):
+        pod.app.kill()
+        pod.app.wait()
+        until(lambda: pod.get()[0] == 502, "nobody listens any more")
+        assert other.get() == (200, b"hello")
+        complaints = [line for line in agent.said.splitlines() if " weir.relay: " in line]
+        assert complaints
+        assert all(f" weir.relay: pod {pod.pod.name}: " in line for line in complaints)
