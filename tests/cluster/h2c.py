@@ -6,9 +6,10 @@ For the test gateway, which speaks HTTP/2 to Services whose port is named `h2c`.
 import asyncio
 from dataclasses import dataclass, field
 
-import h2.config
 import h2.connection
 import h2.events
+
+from tests.cluster.streams import client_connection
 
 HTTP2_PORT = 81
 """The port of a revision's Service that asks for HTTP/2 (contract 2.7)."""
@@ -31,8 +32,7 @@ async def ask(
     """Send a request whose `headers` name a Host. Raises OSError."""
     reader, writer = await asyncio.open_connection(address, port)
     try:
-        config = h2.config.H2Configuration(header_encoding="utf-8")
-        connection = h2.connection.H2Connection(config)
+        connection = client_connection("utf-8")
         connection.initiate_connection()
         fields = {name.lower(): value for name, value in headers.items()}
         host = fields.pop("host")
@@ -73,6 +73,8 @@ def _taken(
                 connection.acknowledge_received_data(event.flow_controlled_length or 0, 1)
             case h2.events.StreamEnded():
                 return True
-            case h2.events.StreamReset() | h2.events.ConnectionTerminated():
+            case h2.events.StreamReset():
+                raise Lost(f"ended by {event!r}")
+            case h2.events.ConnectionTerminated() if event.error_code or not event.last_stream_id:
                 raise Lost(f"ended by {event!r}")
     return False

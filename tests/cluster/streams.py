@@ -14,6 +14,7 @@ import h2.config
 import h2.connection
 import h2.events
 import h2.exceptions
+from h2.connection import ConnectionInputs, ConnectionState
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\n"
 Fields = list[tuple[str, str]]
@@ -129,14 +130,27 @@ def _peer(writer: asyncio.StreamWriter) -> str:
 # --- streams ----------------------------------------------------------------------------------
 
 
+_TOLD_TO_GO = (ConnectionState.CLIENT_OPEN, ConnectionInputs.RECV_GOAWAY)
+
+
+def client_connection(encoding: str) -> h2.connection.H2Connection:
+    """With h2 a GOAWAY ends a connection, but the streams that are open go on (RFC 9113, 6.8)."""
+    config = h2.config.H2Configuration(header_encoding=encoding)
+    connection = h2.connection.H2Connection(config)
+    machine = connection.state_machine
+    machine._transitions = {**machine._transitions, _TOLD_TO_GO: (None, _TOLD_TO_GO[0])}
+    return connection
+
+
 class End:
     """One HTTP/2 connection; what comes on a stream goes into its inbox. `pump` it."""
 
     def __init__(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, client: bool
     ) -> None:
-        config = h2.config.H2Configuration(client_side=client, header_encoding="latin-1")
-        self.connection = h2.connection.H2Connection(config)
+        config = h2.config.H2Configuration(client_side=False, header_encoding="latin-1")
+        server = h2.connection.H2Connection(config)
+        self.connection = client_connection("latin-1") if client else server
         self.connection.initiate_connection()
         self.inboxes: dict[int, asyncio.Queue[Any]] = {}
         self.opened: Callable[[int], Awaitable[None]] | None = None
