@@ -37,7 +37,7 @@ class Whose(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         pod = _POD.get()
-        record.pod = f"pod {pod}: " if pod else ""
+        name = f"pod {pod}: " if pod else ""
         pace = self._paces.get(pod)
         if pace is None:
             if len(self._paces) >= _MOST_PODS:
@@ -47,8 +47,7 @@ class Whose(logging.Filter):
             self._left_out[pod] = self._left_out.get(pod, 0) + 1
             return False
         missing = self._left_out.pop(pod, 0)
-        if missing:
-            record.pod += f"({missing} lines before were left out) "
+        record.pod = f"{name}({missing} lines before were left out) " if missing else name
         return True
 
 

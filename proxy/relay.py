@@ -380,6 +380,12 @@ class Relay:
         meter = self._meter
         return meter.arrived, meter.in_flight, len(self.clients), self._probes
 
+    def owns(self, protocol: Any) -> bool:
+        """Is it a connection of this pod's, to a client or to the user container?"""
+        partner = getattr(protocol, "partner", None)
+        mine = any(client is protocol or client is partner for client in self.clients)
+        return mine or self._user.owns(protocol)
+
     def weigh(self) -> dict[ServerConnection | ClientConnection, int]:
         """Bytes of memory, about, for each client's connection and all that is done for it."""
         weights = {client: client.weigh() for client in self.clients}

@@ -87,9 +87,9 @@ class Worker:
         """What nobody expected, or no memory."""
         if isinstance(what.get("exception"), MemoryError):
             die()
-        client = what.get("protocol")
+        protocol = what.get("protocol")
         for tenant, _ in self._tenants.values():
-            if client is not None and client in tenant.relay.clients:
+            if protocol is not None and tenant.relay.owns(protocol):
                 tenant.context.run(loop.default_exception_handler, what)
                 return
         loop.default_exception_handler(what)

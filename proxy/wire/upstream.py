@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from weir.proxy import contract
 from weir.proxy.wire.connection import Connection
@@ -78,6 +78,9 @@ class Upstream:
                 connection.flow.hold(MEMORY)
             else:
                 connection.flow.release(MEMORY)
+
+    def owns(self, protocol: Any) -> bool:
+        return protocol in self._open
 
     def close_idle(self) -> None:
         self._pool.close()

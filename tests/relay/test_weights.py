@@ -172,3 +172,17 @@ async def test_what_waits_is_noticed_and_what_passes_is_not(rig: MakeRig, looks:
     other = await made.client()
     await other.send(b"GET / HTTP/1.1\r\nX-A: " + b"x" * 1_000_000)
     await until(lambda: bool(looks))
+
+
+async def test_a_relay_knows_its_own_connections(rig: MakeRig) -> None:
+    made, other = await rig(), await rig()
+    made.user.on("/held", hold := Hold())
+    client = await made.client()
+    await client.send(get("/held"))
+    await made.user.received(1)
+    connections = [*made.relay.clients, *made.relay._user._open]
+    assert len(connections) == 2
+    for connection in connections:
+        assert made.relay.owns(connection)
+        assert not other.relay.owns(connection)
+    hold.release()
