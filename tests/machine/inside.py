@@ -10,10 +10,13 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import get_args
 
 import pytest
 
+from tests.agent.test_agent import DATA_PORT, agent_for, described, get, start_app
+from tests.pods import Pod, until
 from weir.bpf.libbpf import _info
 from weir.proxy import selftest
 from weir.proxy.attached import CGROUP_PROGRAMS, LAST
@@ -82,3 +85,11 @@ def test_doctor_says_that_the_kernel_is_too_old() -> None:
     status, findings = doctor()
     assert status == 1
     assert findings["kernel"]["fix"] == "use Linux 5.17 or newer"
+
+
+@on_old_kernels
+def test_an_agent_relays_everything_there_and_says_why(tmp_path: Path) -> None:
+    with Pod() as pod, agent_for(tmp_path, described(pod)) as agent:
+        start_app(pod)
+        agent.until_reason("too old")
+        until(lambda: get(pod.address, DATA_PORT)[0] == 200, "a relayed answer")
