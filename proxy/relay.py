@@ -38,6 +38,7 @@ from weir.proxy.wire.watch import Watch
 
 if TYPE_CHECKING:
     from weir.proxy.wire.h2.head import StreamHead
+    from weir.proxy.wire.h2.sending import Ahead
     from weir.proxy.wire.h2.server import ClientConnection, ClientStream
 
 
@@ -120,6 +121,7 @@ class Relay:
         self._drained: asyncio.Future[None] | None = None
         self.clients: Clients[ServerConnection | ClientConnection] = Clients(share)
         self._checks: set[asyncio.Task[None]] = set()
+        self._ahead: Ahead | None = None
 
     # --- the request path --------------------------------------------------------------------
     def _serve(
@@ -192,10 +194,13 @@ class Relay:
         self._admit(exchange)
 
     def _http2_client(self) -> ClientConnection:
+        from weir.proxy.wire.h2.sending import Ahead
         from weir.proxy.wire.h2.server import ClientConnection
         from weir.proxy.wire.h2.user import UserLink
 
-        link = UserLink(self._user.reach)
+        if self._ahead is None:
+            self._ahead = Ahead()
+        link = UserLink(self._user.reach, self._ahead)
         client = ClientConnection(self._serve_stream, self.clients.discard, link)
         link.serve(client)
         self.clients.add(client)

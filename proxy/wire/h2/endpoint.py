@@ -17,7 +17,7 @@ from weir.proxy.wire.clients import CLIENT_BYTES
 from weir.proxy.wire.h2 import frames
 from weir.proxy.wire.h2.frames import FRAME_BYTES, LARGEST_WINDOW
 from weir.proxy.wire.h2.hpack import Block, Decoder, HpackError, TooLarge
-from weir.proxy.wire.h2.sending import WINDOW, S, Sender
+from weir.proxy.wire.h2.sending import WINDOW, Ahead, S, Sender
 
 _IDLE_FRAMES = 10_000
 _IDLE_SECONDS = 60.0
@@ -47,8 +47,8 @@ class Endpoint(Sender[S]):
         "partner",
     )
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, pool: Ahead | None = None) -> None:
+        super().__init__(pool)
         self.partner: Endpoint[Any] | None = None
         """The other connection of the relay; both write once for what one of them read."""
         self.decoder = Decoder(contract.MAX_HEAD_BYTES)

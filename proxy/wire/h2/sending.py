@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Any, ClassVar, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from weir.proxy.wire.aside import put_aside
 from weir.proxy.wire.h2 import frames
@@ -24,7 +24,7 @@ WINDOW = 1 << 20
 """Bytes of bodies that a connection may have on their way through us, in each direction."""
 STREAM_WINDOW = 256 << 10
 _AHEAD_BYTES, _ALL_AHEAD_BYTES = 8 << 20, 32 << 20
-"""How much that waits may be credited ahead to one connection, and to all of the process."""
+"""How much that waits may be credited ahead to one connection, and to all of a pod."""
 _SMALL = 4096
 """Smaller pieces that wait are joined: a byte must not cost the memory of an object."""
 _GATHERED_BYTES = 64 << 10
@@ -43,10 +43,13 @@ def join(waiting: Joinable, piece: bytes, ended: bool) -> bool:
     return False
 
 
-class _Ahead:
+class Ahead:
     """What is left of _ALL_AHEAD_BYTES."""
 
-    left: ClassVar[int] = _ALL_AHEAD_BYTES
+    __slots__ = ("left",)
+
+    def __init__(self) -> None:
+        self.left = _ALL_AHEAD_BYTES
 
 
 E = TypeVar("E", bound="Sender[Any]", covariant=True)
@@ -126,11 +129,14 @@ class Sender(Generic[S]):
         "_taken",
         "_window",
         "full",
+        "pool",
         "streams",
         "transport",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, pool: Ahead | None = None) -> None:
+        """`pool` is shared with the other connections of the pod."""
+        self.pool = Ahead() if pool is None else pool
         self.transport: asyncio.Transport = cast(asyncio.Transport, None)
         self.streams: dict[int, S] = {}
         self.full = False
@@ -262,7 +268,7 @@ class Sender(Generic[S]):
         if ahead:
             stream.ahead -= ahead
             self._ahead -= ahead
-            _Ahead.left += ahead
+            self.pool.left += ahead
         if size > ahead:
             self.credit_connection(size - ahead)
         if stream.open_in:
@@ -274,10 +280,10 @@ class Sender(Generic[S]):
 
     def credit_ahead(self, stream: Stream, size: int) -> None:
         """So many bytes that the stream received have to wait: may the other streams go on?"""
-        if size <= _AHEAD_BYTES - self._ahead and size <= _Ahead.left:
+        if size <= _AHEAD_BYTES - self._ahead and size <= self.pool.left:
             stream.ahead += size
             self._ahead += size
-            _Ahead.left -= size
+            self.pool.left -= size
             self.credit_connection(size)
 
     def credit_connection(self, size: int) -> None:

@@ -157,7 +157,7 @@ class ClientConnection(Endpoint[ClientStream]):
     def __init__(
         self, service: Service, gone: Callable[[ClientConnection], None], link: Any
     ) -> None:
-        super().__init__()
+        super().__init__(link.pool)
         self._service = service
         self._gone = gone
         self._last = 0

@@ -15,7 +15,7 @@ from typing import Any, Protocol, cast
 from weir.proxy.wire.h2 import frames
 from weir.proxy.wire.h2.endpoint import Endpoint, Fault
 from weir.proxy.wire.h2.hpack import Block
-from weir.proxy.wire.h2.sending import STREAM_WINDOW, StreamBase
+from weir.proxy.wire.h2.sending import STREAM_WINDOW, Ahead, StreamBase
 from weir.proxy.wire.protocol import as_protocol
 
 _LAST_STREAM = (1 << 31) - 1
@@ -82,7 +82,7 @@ class UserConnection(Endpoint[UserStream]):
     __slots__ = ("_next", "disowned_above", "ended", "heard", "link", "used")
 
     def __init__(self, link: UserLink) -> None:
-        super().__init__()
+        super().__init__(link.pool)
         self.link = link
         self.disowned_above = _LAST_STREAM
         self.used = 0
@@ -164,9 +164,20 @@ class UserConnection(Endpoint[UserStream]):
 class UserLink:
     """`ask` for a stream; the asker is told when there is one. `connect` makes a TCP socket."""
 
-    __slots__ = ("_client", "_connect", "_connection", "_connections", "_dialling", "_waiting")
+    __slots__ = (
+        "_client",
+        "_connect",
+        "_connection",
+        "_connections",
+        "_dialling",
+        "_waiting",
+        "pool",
+    )
 
-    def __init__(self, connect: Callable[[], Awaitable[socket.socket]]) -> None:
+    def __init__(
+        self, connect: Callable[[], Awaitable[socket.socket]], pool: Ahead | None = None
+    ) -> None:
+        self.pool = pool
         self._connect = connect
         self._client: Endpoint[Any] | None = None
         self._connection: UserConnection | None = None
