@@ -1,8 +1,8 @@
 """Listeners that accept while there is room, and otherwise let connections wait in their backlog.
 
-Owns when a listener accepts. Whether there is room, and what may be closed to make some, is told by
-others. Descriptors must not run out before a gate closes: libuv would then accept whatever waits,
-of all pods, and close it at once.
+Owns when a listener accepts. Whether there is room, and who may be closed to make some, is the
+business of the clients' set. Descriptors must not run out before a gate closes: libuv would then
+accept whatever waits, of all pods, and close it at once.
 """
 
 from __future__ import annotations
@@ -10,26 +10,33 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from weir.proxy import sockets
+from weir.proxy.wire.clients import Clients
+
+if TYPE_CHECKING:
+    from weir.proxy.tls import TlsPort
 
 CLOSED_SECONDS = 0.05
 """Between two looks of a closed gate."""
 
 
 class Gate:
-    """`make` gives the protocol of a connection, `room` says if there may be another one, and
-    `spare` makes room for one if it can."""
+    """`make` gives the protocol of a connection, which it makes one of `clients`; `secure` is for
+    a TLS port."""
+
+    __slots__ = ("_clients", "_full", "_make", "_open", "_secure", "_shut", "_waiting", "closings")
 
     def __init__(
         self,
         make: Callable[[], asyncio.Protocol],
-        room: Callable[[], bool],
-        spare: Callable[[], bool],
+        clients: Clients[Any],
+        secure: TlsPort | None = None,
     ) -> None:
-        self._make = make
-        self._room = room
-        self._spare = spare
+        self._make = make if secure is None else secure.secure(make)
+        self._clients = clients
+        self._secure = secure
         self._open: list[tuple[asyncio.Server, socket.socket]] = []
         self._shut: list[socket.socket] = []
         self._full = False
@@ -63,7 +70,7 @@ class Gate:
 
     def _accepted(self) -> asyncio.Protocol:
         made = self._make()
-        if not self._full and not self._room():
+        if not self._full and not self._clients.room:
             # later: closing the listener now would lose the connection that is being accepted
             self._full = True
             asyncio.get_running_loop().call_soon(self._look)
@@ -71,9 +78,15 @@ class Gate:
 
     def _look(self) -> None:
         self._full = False
-        if not self._room() and not self._spare():
+        if not self._clients.room and not self._spare():
             self.closings += 1
             self._shut_all()
+
+    def _spare(self) -> bool:
+        """Was there somebody to be closed?"""
+        now = asyncio.get_running_loop().time()
+        young = self._secure.young if self._secure is not None else None
+        return self._clients.spare(now) or (young is not None and young.spare(now))
 
     def _shut_all(self) -> None:
         """An event loop can't pause a server, but it gives up its descriptor for a copy."""
@@ -89,7 +102,7 @@ class Gate:
             self._waiting = asyncio.get_running_loop().create_task(self._wait())
 
     async def _wait(self) -> None:
-        while not self._room() and not self._spare():
+        while not self._clients.room and not self._spare():
             await asyncio.sleep(CLOSED_SECONDS)
         while self._shut:
             listener = self._shut[-1]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from enum import Enum
 from math import floor, inf
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from weir.proxy import contract, ports
 from weir.proxy.gate import Gate
@@ -103,7 +103,7 @@ class PodServer:
         self._tick: asyncio.TimerHandle | None = None
         self._watching: asyncio.Task[None] | None = None
         self._gates: dict[Role, Gate] = {
-            Role.DATA: _gate(relay.protocol, relay.clients),
+            Role.DATA: Gate(relay.protocol, relay.clients),
             Role.ADMIN: self._other(self._hook),
             Role.AUTOSCALER: self._other(ports.autoscaler(self._stat)),
         }
@@ -114,7 +114,7 @@ class PodServer:
             patience = contract.READ_PROFILING_HEAD_SECONDS
             self._gates[Role.PROFILING] = self._other(profiling, patience)
         if secure is not None:
-            self._gates[Role.TLS] = _gate(relay.protocol, relay.clients, secure)
+            self._gates[Role.TLS] = Gate(relay.protocol, relay.clients, secure)
 
     async def serve(self, role: Role, listeners: Iterable[socket.socket]) -> None:
         """Accept on listening, non-blocking sockets, which are owned from now on."""
@@ -255,7 +255,7 @@ class PodServer:
             clients.add(client)
             return as_protocol(client)
 
-        return _gate(protocol, clients, secure)
+        return Gate(protocol, clients, secure)
 
     def _direct(self, now: float) -> DirectLoad:
         """Of a supervisor that says nothing any more nothing is known."""
@@ -283,15 +283,3 @@ class PodServer:
             count=report.count + round(direct.requests * contract.STAT_PERIOD_SECONDS),
         )
         return stat.encode(pod, both, at - self._uptime_from)
-
-
-def _gate(
-    make: Callable[[], asyncio.Protocol], clients: Clients[Any], secure: TlsPort | None = None
-) -> Gate:
-    """For the connections that `make` makes members of `clients`."""
-
-    def spare() -> bool:
-        now = asyncio.get_running_loop().time()
-        return clients.spare(now) or (secure is not None and secure.young.spare(now))
-
-    return Gate(make if secure is None else secure.secure(make), lambda: clients.room, spare)
