@@ -62,7 +62,7 @@ class Service:
         return [
             pod["metadata"]["name"]
             for pod in self.pods()
-            if all(status["ready"] for status in pod["status"].get("containerStatuses", [{}]))
+            if all(status.get("ready") for status in pod["status"].get("containerStatuses", [{}]))
         ]
 
     def restarts(self) -> dict[str, int]:
