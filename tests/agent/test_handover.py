@@ -11,6 +11,7 @@ import hashlib
 import http.client
 import os
 import queue
+import random
 import signal
 import socket
 import ssl
@@ -60,6 +61,7 @@ pytestmark = [
 T = TypeVar("T")
 PIECE = bytes(range(256)) * 4096
 PIECES = 100
+ROUNDS = int(os.environ.get("WEIR_HOLD_ROUNDS", "12"))
 
 every_change = pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 
@@ -355,3 +357,49 @@ def test_a_worker_that_stands_still_while_its_pod_changes_hands_accepts_nothing_
             assert clients.failures == []
             until(lambda: new.relayed() == clients.answers, "all of them are the new one's")
             assert old.process.wait(60) == 0
+
+
+# --- over and over ----------------------------------------------------------------------------
+
+
+@needs_openssl
+@pytest.mark.timeout(600)
+def test_calls_of_grpc_survive_agents_that_end_are_killed_or_stand_still_at_random(
+    tmp_path: Path, pair: Pair
+) -> None:
+    seed = random.randrange(1 << 30)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    with secured(GrpcPod, pair) as pod, contextlib.ExitStack() as undo:
+        agents = [Agent(tmp_path / "0", pod)]
+        undo.enter_context(closing(agents[0]))
+        agents[0].until_held()
+        undo.enter_context(closing(plain := GrpcClients(pod, 2)))
+        undo.enter_context(closing(secure := GrpcClients(pod, 2, pair)))
+        for number in range(1, ROUNDS + 1):
+            old = agents[-1]
+            agents.append(new := Agent(tmp_path / str(number), pod))
+            undo.enter_context(closing(new))
+            new.until_reason("rung")
+            plain.more(chance.randrange(1, 100))
+            secure.more(chance.randrange(1, 100))
+            end = chance.choice(("terminate", "kill", "stand still"))
+            if end == "stand still":
+                pids = [old.process.pid, *old.workers]
+                for pid in pids:
+                    stop_process(pid)
+                new.until_held()
+                for pid in pids:
+                    os.kill(pid, signal.SIGCONT)
+                old.until_reason("rung")
+                old.process.terminate()
+            else:
+                getattr(old.process, end)()
+            new.until_held()
+            plain.more(1)
+            secure.more(1)
+        plain.stop()
+        secure.stop()
+        print(f"{plain.answers} answers, {secure.answers} over TLS")
+        assert plain.failures == []
+        assert secure.failures == []
