@@ -255,7 +255,7 @@ int main(int argc, char **argv)
 		} else if (!first) {
 			if (arrived)
 				first = began = paced_from = last_arrival = now,
-				lost = sent - arrived;
+				before = lost = sent - arrived;
 			else if (now - tried > 20000000)
 				publish(), tried = now;
 		} else if (rate > 0) {
