@@ -24,33 +24,38 @@ static __always_inline int head_step(struct stream *s)
 	return ++s->head_steps <= HEAD_STEPS;
 }
 
+static __always_inline struct chunk_budget *chunks_of(struct connection *c, const int out)
+{
+	return out ? &c->out_chunks : &c->in_chunks;
+}
+
 /* A token bucket that is refilled only when it has run dry, which bounds the rate all the same. */
-static __always_inline int chunk_step(struct stream *s)
+static __always_inline int chunk_step(struct chunk_budget *b, __u64 now)
 {
 	__u64 earned;
 
-	if (!s->chunk_steps) {
-		earned = (s->now - s->chunk_refill) / CHUNK_STEP_NS;
-		s->chunk_steps = earned < CHUNK_BURST ? earned : CHUNK_BURST;
-		s->chunk_refill = s->now;
-		if (!s->chunk_steps)
+	if (!b->steps) {
+		earned = (now - b->refill) / CHUNK_STEP_NS;
+		b->steps = earned < CHUNK_BURST ? earned : CHUNK_BURST;
+		b->refill = now;
+		if (!b->steps)
 			return 0;
 	}
-	s->chunk_steps--;
+	b->steps--;
 	return 1;
 }
 
 /* A stream that opens and ends costs a third of a microsecond, mostly for the meter's lock: two of
  * them are one chunk step, so a connection may open 200 000 a second without end. */
-static __always_inline int stream_step(struct connection *c, struct stream *s)
+static __always_inline int stream_step(struct connection *c, __u64 now, const int out)
 {
-	return c->asked++ & 1 || chunk_step(s);
+	return c->asked++ & 1 || chunk_step(chunks_of(c, out), now);
 }
 
-static __always_inline void chunk_pays(struct stream *s, __u64 size)
+static __always_inline void chunk_pays(struct chunk_budget *b, __u64 size)
 {
-	if (size >= FAIR_CHUNK && s->chunk_steps < CHUNK_BURST)
-		s->chunk_steps += FAIR_CHUNK_PAYS;
+	if (size >= FAIR_CHUNK && b->steps < CHUNK_BURST)
+		b->steps += FAIR_CHUNK_PAYS;
 }
 
 #endif

@@ -299,13 +299,14 @@ static __always_inline __u32 coding(struct stream *s, const __u8 *p, __u32 seen)
 	return 1;
 }
 
-static __always_inline void size_ends(struct stream *s)
+static __always_inline void size_ends(struct connection *c, struct stream *s, const int out)
 {
-	chunk_pays(s, s->left);
+	chunk_pays(chunks_of(c, out), s->left);
 	s->state = s->left ? DATA : TRAILER;
 }
 
-static __always_inline __u32 size(struct stream *s, const __u8 *p, __u32 seen)
+static __always_inline __u32 size(struct connection *c, struct stream *s, const __u8 *p, __u32 seen,
+				  const int out)
 {
 	__u32 i;
 
@@ -326,11 +327,11 @@ static __always_inline __u32 size(struct stream *s, const __u8 *p, __u32 seen)
 			continue;
 		}
 		if (p[i] == '\n') {
-			size_ends(s);
+			size_ends(c, s, out);
 			return i + 1;
 		}
 		if (p[i] == '\r' && i + 1 < seen && p[i + 1] == '\n') {
-			size_ends(s);
+			size_ends(c, s, out);
 			return i + 2;
 		}
 		s->state = EXTENSION;
@@ -339,13 +340,14 @@ static __always_inline __u32 size(struct stream *s, const __u8 *p, __u32 seen)
 	return i;
 }
 
-static __always_inline __u32 extension(struct stream *s, const __u8 *p, __u32 seen)
+static __always_inline __u32 extension(struct connection *c, struct stream *s, const __u8 *p,
+				       __u32 seen, const int out)
 {
 	__u32 at = find_lf(p);
 
 	if (at >= seen || at >= LOOK)
 		return seen < LOOK ? seen : LOOK;
-	size_ends(s);
+	size_ends(c, s, out);
 	return at + 1;
 }
 
@@ -391,9 +393,9 @@ static __always_inline __u32 parse_state(struct connection *c, struct stream *s,
 	case CODING:
 		return coding(s, p, seen);
 	case SIZE:
-		return size(s, p, seen);
+		return size(c, s, p, seen, out);
 	case EXTENSION:
-		return extension(s, p, seen);
+		return extension(c, s, p, seen, out);
 	case DATA_END:
 		return data_end(s, p, seen);
 	case TRAILER:

@@ -39,7 +39,7 @@ static __always_inline int frame_begins(struct connection *c, struct streams *op
 	/* what the server answers and ingress lost (see unseen_in()) is opened by its answer */
 	if (s->type == FRAME_HEADERS && id & 1 && id > c->last_stream &&
 	    (!out || c->in.state == LOST)) {
-		if (!stream_step(c, s)) {
+		if (!stream_step(c, s->now, out)) {
 			give_up_streams(c, open, s->now, GIVE_UP_OVER_BUDGET);
 			return 0;
 		}

@@ -134,32 +134,35 @@ struct meter {
 /* One direction of a connection. Ingress runs before TCP takes the socket lock, egress under it,
  * so nothing here is shared by the two: each has its own cursor and its own window. */
 struct stream {
-	/* seldom written */
-	__u64 chunk_refill;
-	__u32 chunk_steps;	  /* what is left in the chunk budget */
-	__u32 late_from, late_to; /* in: this range came before its turn */
-	__u32 id;		  /* HTTP/2: of the current frame's stream */
-	__u16 status;
-	__u8 type, unused[5];
-	/* by every segment */
-	__u64 now;	  /* when the current segment was seen */
-	__u64 left;	  /* bytes of the body or chunk still to come */
-	__u32 head_steps; /* what was used of the head budget */
-	__u32 next;	  /* sequence number of the first byte not followed yet */
-	atomic busy;	  /* in: a segment is being followed on some CPU */
-	__u8 state, flags, match, unused2;
+	__u64 now;   /* when the current segment was seen */
+	__u64 left;  /* bytes of the body or chunk still to come */
+	__u32 next;  /* sequence number of the first byte not followed yet */
+	atomic busy; /* in: a segment is being followed on some CPU */
+	__u32 id;    /* HTTP/2: of the current frame's stream */
 	/* the segment being followed: positions count from its first payload byte */
 	__u32 at, end, payload;
-	__u32 base, have; /* what the window holds */
+	__u32 base; /* what the window holds */
+	__u16 have;
+	__u16 head_steps; /* what was used of the head budget */
+	__u16 status, unused;
+	__u8 state, flags, match, type;
 	/* what lies beyond WINDOW is only ever looked at, never believed */
 	__u8 window[WINDOW + LOOK + 8];
 };
 
+/* What is left for the chunks of one direction. */
+struct chunk_budget {
+	__u64 refill;
+	__u32 steps, unused;
+};
+
 enum mode { HTTP1, HTTP2, TUNNEL, OPAQUE }; /* the last two: one request until the close */
 
-/* Ingress and egress are mostly on different CPUs, and a cache line that both write costs more than
- * everything else. The kernel puts this 8 bytes behind the start of a line: so the first 56 bytes,
- * which are seldom written, are one line, and the next one is all that goes to and fro. */
+/* Ingress and egress are mostly on different CPUs, and a cache line that goes to and fro costs more
+ * than everything else. Processors fetch lines in pairs, so that is true of a pair. The kernel puts
+ * this 8 bytes behind the second line of a pair: so the first 56 bytes, which are seldom written,
+ * are one line, the next pair is all that both write, and each direction begins a pair of its own.
+ */
 struct connection {
 	__u64 netns, epoch;
 	enum mode mode;
@@ -174,6 +177,9 @@ struct connection {
 	__u32 asked;	    /* ingress only: number of requests seen */
 	__u32 answered;	    /* egress only */
 	__u32 last_stream;  /* HTTP/2, ingress only: the highest stream that was opened */
+	__u32 late_from, late_to; /* ingress only: this range came before its turn */
+	struct chunk_budget in_chunks, out_chunks;
+	__u64 unused2[7];
 
 	struct stream in, out;
 };

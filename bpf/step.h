@@ -49,7 +49,8 @@ static __always_inline long step(struct step *x, const int out)
 
 	if (s->at >= s->end || c->mode != HTTP1 || s->state >= UNTIL_CLOSE)
 		return 1;
-	if (s->state >= SIZE && s->state <= DATA_END ? !chunk_step(s) : !head_step(s)) {
+	if (s->state >= SIZE && s->state <= DATA_END ? !chunk_step(chunks_of(c, out), s->now)
+						     : !head_step(s)) {
 		give_up(c, s->now, GIVE_UP_OVER_BUDGET);
 		return 1;
 	}

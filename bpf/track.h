@@ -102,10 +102,11 @@ static __always_inline void connection_opened(struct bpf_sock_ops *ctx)
 static __always_inline void ends(struct connection *c, struct bpf_sock *sk)
 {
 	__u64 now = bpf_ktime_get_ns();
-	struct streams *open;
+	struct streams *open = NULL;
 
 	__sync_lock_test_and_set(&c->ended, 1);
-	open = streams_of(sk, 0);
+	if (c->mode != HTTP1)
+		open = streams_of(sk, 0);
 	if (open)
 		streams_end(c, open, 0, now);
 	else
@@ -163,30 +164,29 @@ static __always_inline void unseen_in(struct connection *c, __u32 n)
 static __always_inline void came_early(struct connection *c, struct segment *seg)
 {
 	__u32 from = seg->sequence, to = from + seg->length;
-	struct stream *s = &c->in;
 	struct meter *meter = meter_of(c);
 
 	if (meter)
 		count(&meter->out_of_order);
-	if (s->late_from == s->late_to) {
-		s->late_from = from;
-		s->late_to = to;
+	if (c->late_from == c->late_to) {
+		c->late_from = from;
+		c->late_to = to;
 		return;
 	}
-	if ((__s32)(from - s->late_from) < 0)
-		s->late_from = from;
-	if ((__s32)(to - s->late_to) > 0)
-		s->late_to = to;
+	if ((__s32)(from - c->late_from) < 0)
+		c->late_from = from;
+	if ((__s32)(to - c->late_to) > 0)
+		c->late_to = to;
 }
 
 static __always_inline void gap_filled(struct connection *c)
 {
 	struct stream *s = &c->in;
-	__s32 n = s->late_to - s->next;
+	__s32 n = c->late_to - s->next;
 
-	if (s->late_from == s->late_to || (__s32)(s->next - s->late_from) < 0)
+	if (c->late_from == c->late_to || (__s32)(s->next - c->late_from) < 0)
 		return;
-	s->late_from = s->late_to = 0;
+	c->late_from = c->late_to = 0;
 	if (n <= 0)
 		return;
 	s->next += n;
@@ -222,7 +222,7 @@ static __always_inline void receive(struct __sk_buff *skb, struct bpf_sock *sk,
 			s->state = c->mode == HTTP2 ? FRAME : IDLE;
 		follow(skb, sk, c, seg->payload, known, seg->length, 0);
 	}
-	if (s->late_from != s->late_to)
+	if (c->late_from != c->late_to)
 		gap_filled(c);
 }
 
@@ -255,6 +255,7 @@ static __always_inline void send(struct __sk_buff *skb, struct bpf_sock *sk, str
 {
 	struct stream *s = &c->out;
 	__s32 known = s->next - seg->sequence;
+	atomic nothing = 0;
 
 	if (known >= (__s32)seg->length)
 		return; /* a retransmission */
@@ -263,9 +264,11 @@ static __always_inline void send(struct __sk_buff *skb, struct bpf_sock *sk, str
 		s->left -= seg->length - known; /* also over bytes that were not shown */
 		return;
 	}
-	/* what is read here is mostly written in the end: see request_begins() */
+	/* what is read here is mostly written in the end: see request_begins(). Of a constant zero
+	 * the compiler would make a read and then a write. */
+	barrier_var(nothing);
 	if (s->state >= UNTIL_CLOSE ||
-	    (c->mode == HTTP1 && !awaits(__sync_fetch_and_add(&c->outstanding, 0))))
+	    (c->mode == HTTP1 && !awaits(__sync_fetch_and_add(&c->outstanding, nothing))))
 		return;
 	s->now = bpf_ktime_get_ns();
 	if (known < 0) {
