@@ -1,7 +1,8 @@
 """What idle pods cost a node: weir-hold in each, and the agent that has borrowed them all.
 
 100 pods (WEIR_BENCH_PODS), each a network namespace and a cgroup with a hold; the agent with one
-worker; all of them ready and their direct ports open. Needs root.
+worker, as it is in the image (`make compiled`); all of them ready and their direct ports open.
+Needs root.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import socket
 import statistics
 import struct
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -169,13 +169,8 @@ def _hold(place: Place, cgroup: Path, number: int) -> subprocess.Popen[bytes]:
 def _agent(folder: Path, pods: list[dict[str, str]]) -> Iterator[Callable[[], dict[str, Any]]]:
     socket_, file = folder / "agent.sock", folder / "pods.json"
     file.write_text(json.dumps({"pods": pods}))
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-P", "-m", "weir", "agent"),
-            *("--pods", str(file), "--status", str(socket_)),
-        ],
-        stderr=subprocess.DEVNULL,
-    )
+    command = sidecars.agent_command("--pods", str(file), "--status", str(socket_))
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
     def status() -> dict[str, Any]:
         with contextlib.suppress(OSError, ValueError):

@@ -9,28 +9,23 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from weir.bpf.btf import Btf
 from weir.bpf.libbpf import Link, pinned, replace
 from weir.bpf.loaded import Loaded
-from weir.bpf.maps import Map
 from weir.proxy import listeners, netns
 from weir.proxy.counters import PodCounters
-from weir.proxy.overdue import Overdue
-from weir.proxy.pins import Layout
+from weir.proxy.tables import LAST, Tables
 
 Steering = Literal["sk_lookup", "tc", "none"]
 
-# in this order: before the program that opens connections, those that follow them. What has the
-# last one is whole.
+# in this order: before the program that opens connections, those that follow them
 CGROUP_PROGRAMS = ("follow_in", "follow_out", "peer_is_local4", "peer_is_local6", "socket_event")
-LAST = "steer"
 TC = "steer_mptcp"
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
@@ -56,67 +51,6 @@ class PodTarget:
     user_port: int
     direct_port: int
     interface: str = "eth0"
-
-
-class Tables:
-    """The maps of one layout, with the types they were made with; `layout` None: not pinned.
-
-    `programs` None: those of an earlier version, which stay as they are.
-    """
-
-    def __init__(
-        self,
-        fds: Mapping[str, int],
-        btf: Btf,
-        layout: Layout | None,
-        programs: Loaded | None,
-    ) -> None:
-        def typed(name: str) -> Map:
-            return Map(name, fds[name], btf.maps[name])
-
-        self.pods, self.addresses = typed("pods"), typed("addresses")
-        self.listeners, self.meters = typed("listeners"), typed("meters")
-        self.overdue = Overdue(fds, btf)
-        self.slots = btf.enum("listener_slot")["LISTENER_SLOTS"]
-        self.lanes = min(btf.enum("meter_lane")["LANES"], _possible_cpus())
-        self.layout, self.programs = layout, programs
-
-    def meter_keys(self, cookie: int) -> Iterator[dict[str, int]]:
-        for lane in range(self.lanes):
-            yield {"netns": cookie, "lane": lane}
-
-    def whole(self, cookie: int) -> bool:
-        """Is everything of the pod pinned? Not so if its maker was killed in between."""
-        return self.layout is not None and LAST in self.layout.links(cookie)
-
-    def opened(self, cookie: int) -> bool:
-        """Are new connections to its direct port steered?"""
-        settings = self.pods.get(cookie)
-        return settings is not None and bool(settings["enabled"])
-
-    def shut(self, cookie: int) -> tuple[str, ...]:
-        """Refuse new direct connections of a pod whoever has attached it; its addresses."""
-        settings = self.pods.get(cookie)
-        if settings is not None:
-            self.pods.put(cookie, {**settings, "enabled": 0})
-        found = (key["word"] for key, owner in self.addresses.items() if owner == cookie)
-        raw = (b"".join(word.to_bytes(4, "little") for word in words) for words in found)
-        return tuple(sorted(str(a.ipv4_mapped or a) for a in map(IPv6Address, raw)))
-
-    def remove(self, cookie: int) -> None:
-        """Everything of a pod, whatever is left of it: links first, its directory last."""
-        if self.layout is not None:
-            for path in self.layout.links(cookie).values():
-                path.unlink(missing_ok=True)
-        for key in [key for key in self.listeners.keys() if key["netns"] == cookie]:  # noqa: SIM118
-            self.listeners.delete(key)
-        for address in [key for key, owner in self.addresses.items() if owner == cookie]:
-            self.addresses.delete(address)
-        self.pods.delete(cookie)
-        for lane in self.meter_keys(cookie):
-            self.meters.delete(lane)
-        if self.layout is not None:
-            self.layout.end(cookie)
 
 
 class AttachedPod:
@@ -434,9 +368,3 @@ def _integral(meter: dict[str, Any], at: int) -> int:
 def _unlinking(path: Path) -> Link:
     """A pinned link: removing its pin detaches it."""
     return Link(lambda: path.unlink(missing_ok=True), lambda _: None)
-
-
-def _possible_cpus() -> int:
-    """How many CPU numbers there may ever be here."""
-    ranges = Path("/sys/devices/system/cpu/possible").read_text().strip()
-    return int(ranges.replace(",", "-").split("-")[-1]) + 1

@@ -27,14 +27,9 @@ from weir.bpf.doorbell import Doorbell
 from weir.bpf.libbpf import BpfError, LibbpfMissing, map_btf
 from weir.bpf.loaded import BpfObject, Loaded
 from weir.proxy import netns, pins
-from weir.proxy.attached import (
-    AttachedPod,
-    KernelUnavailable,
-    PodTarget,
-    Steering,
-    Tables,
-)
+from weir.proxy.attached import AttachedPod, KernelUnavailable, PodTarget, Steering
 from weir.proxy.counters import PodCounters
+from weir.proxy.tables import Tables
 
 __all__ = ["AttachedPod", "Kernel", "KernelUnavailable", "PodCounters", "PodTarget", "Steering"]
 
