@@ -19,8 +19,9 @@ from tests.agent.test_agent import DATA_PORT, agent_for, described, get, start_a
 from tests.pods import Pod, until
 from weir.bpf.libbpf import _info
 from weir.proxy import selftest
-from weir.proxy.attached import CGROUP_PROGRAMS, LAST
+from weir.proxy.attached import CGROUP_PROGRAMS
 from weir.proxy.kernel import MINIMUM_KERNEL, Kernel, KernelUnavailable, Loader, kernel_version
+from weir.proxy.tables import LAST
 
 NEW_ENOUGH = kernel_version() >= MINIMUM_KERNEL
 on_new_kernels = pytest.mark.skipif(not NEW_ENOUGH, reason="the kernel is too old")
