@@ -33,7 +33,7 @@ want openssl openssl; want curl curl # what the tests of TLS make certificates w
 [ "${3:-}" = machine ] && {
 	want qemu-system-x86 qemu-system-x86_64; want kmod depmod /usr/sbin/depmod
 	want runsc runsc # gVisor, which the agent must recognise
-	want apparmor apparmor_parser /usr/sbin/apparmor_parser # for tests/machine/security.py
+	want apparmor apparmor_parser /usr/sbin/apparmor_parser; want checkpolicy checkpolicy # policies to try
 	want debian-archive-keyring /usr/share/keyrings/debian-archive-keyring.gpg; }
 "$python" -c 'import venv, ensurepip' 2>/dev/null || need="$need python3-venv"
 "$python" -c 'import os, sys, sysconfig as s; sys.exit(not os.path.exists(s.get_path("include") + "/Python.h"))' ||

@@ -60,7 +60,7 @@ def ring(process: int) -> socket.socket:
     try:
         copied = listeners.take(process, BELL)
     except OSError as error:
-        hint = "(CAP_SYS_PTRACE? ptrace_scope?)"
+        hint = "(CAP_SYS_PTRACE? ptrace_scope, AppArmor, SELinux? `weir doctor` tells)"
         raise NoHold(f"borrowing hold's door: {error.strerror} {hint}") from None
     if not os.readlink(f"/proc/self/fd/{copied}").startswith("socket:"):  # noqa: PTH115
         os.close(copied)

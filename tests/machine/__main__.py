@@ -42,6 +42,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("versions", nargs="*", metavar="VERSION", help="5.10, 6.1, newest, ...")
     parser.add_argument("--smoke", action="store_true", help=f"{INSIDE} alone")
     parser.add_argument("--accel", default="tcg", help="kvm, where it boots (default: tcg)")
+    parser.add_argument("--append", default="", help="to the kernel's command line")
     parser.add_argument("--hours", type=float, default=2, help="for one kernel at most")
     options = parser.parse_args(told)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -49,7 +50,7 @@ def main(arguments: list[str]) -> int:
     results, broken = [], 0
     for version in options.versions or VERSIONS:
         try:
-            result = _run(version, tests, options.hours * 3600, options.accel)
+            result = _run(version, tests, options.hours * 3600, options.accel, options.append)
         except Failed as failure:
             print(f"{version}: {failure}", file=sys.stderr, flush=True)
             broken += 1
@@ -70,7 +71,7 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     return arguments[:at], arguments[at + 1 :]
 
 
-def _run(version: str, tests: list[str], seconds: float, accel: str) -> Result:
+def _run(version: str, tests: list[str], seconds: float, accel: str, parameters: str) -> Result:
     found = kernel(version)
     out = CACHE / "results" / found.version
     out.mkdir(parents=True, exist_ok=True)
@@ -79,17 +80,19 @@ def _run(version: str, tests: list[str], seconds: float, accel: str) -> Result:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise Failed("another run of it is going on") from error
-        return _run_in(out, found, tests, seconds, accel)
+        return _run_in(out, found, tests, seconds, accel, parameters)
 
 
-def _run_in(out: Path, found: Kernel, tests: list[str], seconds: float, accel: str) -> Result:
+def _run_in(
+    out: Path, found: Kernel, tests: list[str], seconds: float, accel: str, parameters: str
+) -> Result:
     for name in ("console", "dmesg", "junit.xml", "status"):
         (out / name).unlink(missing_ok=True)
     (out / "arguments").write_text(json.dumps([PATIENCE, *tests]))
     print(f"Linux {found.release}: {' '.join(tests)} (tail -f {out}/console)", flush=True)
     start = time.monotonic()
     python = REPOSITORY / ".venv/bin/python"
-    boot(found, (python, "-m", "tests.machine.guest"), out, seconds, accel)
+    boot(found, (python, "-m", "tests.machine.guest"), out, seconds, accel, parameters)
     if not (out / "status").exists():
         last = "\n".join((out / "console").read_text(errors="replace").splitlines()[-20:])
         raise Failed(f"the machine ended before its tests did, see {out}/console:\n{last}")

@@ -26,7 +26,12 @@ _PR_SET_PDEATHSIG = 1
 
 
 def boot(
-    kernel: Kernel, command: Iterable[str | Path], out: Path, seconds: float, accel: str
+    kernel: Kernel,
+    command: Iterable[str | Path],
+    out: Path,
+    seconds: float,
+    accel: str,
+    parameters: str = "",
 ) -> None:
     """Run `command` as process 1 in the repository's folder, until the guest ends. What it said is
     in `out`/console. Raises Failed when there is no qemu, or no end within `seconds`."""
@@ -40,7 +45,7 @@ def boot(
     with tempfile.TemporaryDirectory() as scratch:
         initrd = Path(scratch) / "initrd"
         initrd.write_bytes(_initrd(kernel, Path(scratch)))
-        append = f"console=ttyS0 loglevel=4 panic=-1 oops=panic -- {REPOSITORY}"
+        append = f"console=ttyS0 loglevel=4 panic=-1 oops=panic {parameters} -- {REPOSITORY}"
         process = subprocess.Popen(
             [
                 *(qemu, "-accel", accel, *processor),
