@@ -39,7 +39,7 @@ log = logging.getLogger("weir.worker")
 
 SOCKETS_LOW = 16  # below this many spare sockets of a pod the worker asks for more
 SOCKETS_BATCH = 32
-SOCKETS_IDLE = 2  # both of a pod with no more connections than this: each costs the kernel 2 KB
+SOCKETS_IDLE = 4  # both, of a pod that nobody is connected to: each costs the kernel 3 KB
 PROBE_PERIOD_SECONDS = 10.0  # kubelet's default readiness period
 LOOK_SECONDS = 30.0
 """Between two looks of ours at a pod that the kubelet asks about: its verdicts are ours, too."""
@@ -288,7 +288,7 @@ class Tenant:
 
     @property
     def _quiet(self) -> bool:
-        return self.relay.connections <= SOCKETS_IDLE
+        return not self.relay.connections
 
     def _ask(self) -> None:
         if not self._asked:
