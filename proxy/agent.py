@@ -50,8 +50,11 @@ class Agent:
         self._cold_starts = ColdStarts()
         self._pods = [ServedPod(spec, kernel, no_kernel, self._cold_starts) for spec in pods]
         self._workers = Workers(workers, self._decide)
+        turn = asyncio.Lock()
         self._borrowers = [
-            Borrower(pod, self._workers, self._decide) for pod in self._pods if pod.spec.borrowed
+            Borrower(pod, self._workers, self._decide, turn)
+            for pod in self._pods
+            if pod.spec.borrowed
         ]
 
     async def run(self, stop: asyncio.Event) -> None:

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 from weir.proxy import contract, holds, lease, netns
 from weir.proxy.environment import SidecarSettings
@@ -41,9 +41,15 @@ class Borrower:
     """`run` until `stop`. `changed(pod)` is called when its offer may have changed."""
 
     def __init__(
-        self, pod: ServedPod, workers: Workers, changed: Callable[[ServedPod], None]
+        self,
+        pod: ServedPod,
+        workers: Workers,
+        changed: Callable[[ServedPod], None],
+        turn: asyncio.Lock,
     ) -> None:
+        """`turn` is the same for all of them."""
         self._pod = pod
+        self._turn = turn
         self._workers = workers
         self._changed = changed
         self._policy = Lease(Phase.OVER)
@@ -63,7 +69,8 @@ class Borrower:
             try:
                 if not self._workers.pids:
                     raise NoHold("no relay worker serves (yet)")
-                self._hold = holds.find(self._pod.spec)
+                async with self._in_turn():
+                    self._hold = holds.find(self._pod.spec)
                 if self._workers.crowded(self._pod):
                     raise NoHold("its earlier leases are not over: connections are still open")
                 await self._borrow(self._hold)
@@ -115,6 +122,16 @@ class Borrower:
         self._events.put_nowait(Event.GIVE_UP)
         await self._idle.wait()
 
+    @contextlib.asynccontextmanager
+    async def _in_turn(self) -> AsyncIterator[None]:
+        """What takes milliseconds is done for one pod in a turn of the loop: so grants are heard,
+        and beats sent, while a hundred pods are taken."""
+        async with self._turn:
+            try:
+                yield
+            finally:
+                await asyncio.sleep(0)
+
     def _cannot(self, reason: str) -> None:
         if reason != self._pod.lease:
             log.warning("pod %s: %s", self._pod.spec.name, reason)
@@ -125,8 +142,9 @@ class Borrower:
     async def _borrow(self, hold: Hold) -> None:
         """Ring, and return when the lease is over. Raises NoHold, OSError."""
         loop = asyncio.get_running_loop()
-        lease.allow_fences(hold.netns)
-        sock = lease.ring(hold.process)
+        async with self._in_turn():
+            lease.allow_fences(hold.netns)
+            sock = lease.ring(hold.process)
         self._idle.clear()
         self._lease, self._policy, self._events = sock, Lease(), asyncio.Queue()
         if self._stopped.is_set():
@@ -165,7 +183,8 @@ class Borrower:
 
     async def _do(self, action: Action, sock: socket.socket) -> None:
         if action is Action.ACCEPT:
-            self._accept()
+            async with self._in_turn():
+                self._accept()
         elif action is Action.DRAIN and self._tenancy is not None:
             self._draining = asyncio.create_task(self._drain(self._tenancy))
         elif action is Action.CLOSE_COPIES:

@@ -190,7 +190,8 @@ async def test_a_pod_that_is_left_to_its_sidecar_is_looked_at_seldom(
     monkeypatch.setattr(borrow, "LOOK_SECONDS", 0.0)
     spec = PodSpec(name="x", settings=contract.RevisionSettings(user_port=0), hold=1)
     pod = ServedPod(spec, None, "no kernel here")
-    borrower = Borrower(pod, cast("Workers", SimpleNamespace(pids=[1])), lambda _: None)
+    workers = cast("Workers", SimpleNamespace(pids=[1]))
+    borrower = Borrower(pod, workers, lambda _: None, asyncio.Lock())
     running = asyncio.create_task(borrower.run())
     for _ in range(50):
         await asyncio.sleep(0.001)
