@@ -7,8 +7,8 @@ on the machines we support. Format: Documentation/bpf/btf.rst of the kernel.
 
 from __future__ import annotations
 
-import hashlib
 import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -190,12 +190,13 @@ class Btf:
         }
 
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits that two objects share if one may use the other's maps:
+        """Eight hexadecimal digits that two objects share if one may use the other's maps:
         names, settings, key and value types of all maps, and enum layout's version."""
         told: list[object] = [self.enum("layout")]
         for name in sorted(self._definitions):
             told += [name, sorted(self.map_settings(name).items()), self.maps.get(name)]
-        return hashlib.sha256(repr(told).encode()).hexdigest()[:12]
+        # no hashlib, which brings all of OpenSSL into the process
+        return f"{zlib.crc32(repr(told).encode()):08x}"
 
     def function(self, name: str) -> int:
         """The number of a function."""

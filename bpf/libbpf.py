@@ -102,6 +102,8 @@ def _printed() -> _Log:
 class Link:
     """One attachment. close() detaches and is idempotent; a pinned link stays attached."""
 
+    __slots__ = ("_close", "_pin")
+
     def __init__(
         self,
         close: Callable[[], None],

@@ -12,6 +12,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from ctypes import byref, c_int, c_size_t, c_uint32, c_void_p
+from functools import partial
 from pathlib import Path
 
 from weir.bpf.libbpf import BpfError, Link, library, printed
@@ -64,7 +65,7 @@ class Loaded(ABC):
     def close(self) -> None: ...
 
     def pin_map(self, name: str, path: Path) -> None:
-        _pin(self.map_fd(name), path, name)
+        _pin(self.map_fd(name), name, path)
 
     def attach_cgroup(self, program: str, cgroup: Path) -> Link:
         return self._attach_at(program, cgroup)
@@ -96,7 +97,7 @@ class Loaded(ABC):
         if link < 0:
             ctypes.set_errno(-link)
             return None
-        return Link(lambda: os.close(link), lambda path: _pin(link, path, program))
+        return Link(partial(os.close, link), partial(_pin, link, program))
 
     def _attach_clsact(self, program: str, ifindex: int) -> Link:
         lib = library()
@@ -180,7 +181,7 @@ def _destroy_clsact(hook: _TcHook) -> None:
     library().bpf_tc_hook_destroy(byref(hook))
 
 
-def _pin(fd: int, path: Path, what: str) -> None:
+def _pin(fd: int, what: str, path: Path) -> None:
     result = library().bpf_obj_pin(fd, os.fsencode(path))
     if result < 0:
         raise BpfError(-result, f"pinning {what} to {path}", printed())

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import platform
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -288,7 +287,7 @@ def _compiled_here() -> tuple[Btf, Callable[[Mapping[str, int]], Loaded]]:
 
 
 def _check_machine() -> None:
-    if platform.system() != "Linux":
+    if os.uname().sysname != "Linux":
         raise KernelUnavailable("eBPF needs Linux: everything is relayed here")
     if kernel_version() < MINIMUM_KERNEL:
         raise KernelUnavailable(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
+from functools import cache
 from itertools import accumulate
 from typing import Generic, Literal, TypeVar
 
@@ -90,13 +91,19 @@ class Family(Generic[_CellT]):
         raise NotImplementedError
 
 
+@cache
+def _edges(bounds: tuple[float, ...]) -> tuple[str, ...]:
+    """The same for all pods of a worker."""
+    return (*map(shortest, bounds), "+Inf")
+
+
 class HistogramFamily(Family[Cell]):
     kind = "histogram"
 
     def __init__(self, name: str, help_: str, bounds: tuple[float, ...]) -> None:
         super().__init__(name, help_)
         self.bounds = bounds
-        self._edges = [*map(shortest, bounds), "+Inf"]
+        self._edges = _edges(bounds)
 
     def _new(self) -> Cell:
         return Cell(self.bounds)

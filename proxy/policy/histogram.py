@@ -104,15 +104,20 @@ FOLD = Fold(BUCKETS, lower_bound)
 """For the counts of `Latencies`."""
 
 
+_NONE = (0,) * BUCKETS
+
+
 class Histogram:
     """The recording side of `Latencies`."""
 
     __slots__ = ("_counts",)
 
     def __init__(self) -> None:
-        self._counts = [0] * BUCKETS
+        self._counts: list[int] = []  # 4 KB, which a pod that nobody calls can do without
 
     def record(self, seconds: float) -> None:
+        if not self._counts:
+            self._counts = [0] * BUCKETS
         microseconds = int(seconds * 1e6)
         shift = microseconds.bit_length() - SUB_BITS - 1
         if shift <= 0 or shift >= _TOP:
@@ -121,4 +126,4 @@ class Histogram:
             self._counts[(shift << SUB_BITS) + (microseconds >> shift)] += 1
 
     def snapshot(self) -> Latencies:
-        return Latencies(tuple(self._counts))
+        return Latencies(tuple(self._counts) or _NONE)
