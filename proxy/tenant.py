@@ -39,7 +39,6 @@ log = logging.getLogger("weir.worker")
 
 SOCKETS_LOW = 16  # below this many spare sockets of a pod the worker asks for more
 SOCKETS_BATCH = 32
-SOCKETS_IDLE = 4  # both, of a pod that nobody is connected to: each costs the kernel 3 KB
 PROBE_PERIOD_SECONDS = 10.0  # kubelet's default readiness period
 LOOK_SECONDS = 30.0
 """Between two looks of ours at a pod that the kubelet asks about: its verdicts are ours, too."""
@@ -286,20 +285,15 @@ class Tenant:
         draining = phase is not Phase.SERVING
         self._channel.send({"op": "draining", "pod": self.name, "draining": draining})
 
-    @property
-    def _quiet(self) -> bool:
-        return not self.relay.connections
-
     def _ask(self) -> None:
         if not self._asked:
             self._asked = True
-            count = SOCKETS_IDLE if self._quiet else SOCKETS_BATCH
-            self._channel.send({"op": "need", "pod": self.name, "count": count})
+            self._channel.send({"op": "need", "pod": self.name, "count": SOCKETS_BATCH})
 
     async def _dial(self) -> socket.socket | None:
         if not self._foreign:
             return None
-        if len(self._stock) <= (SOCKETS_IDLE if self._quiet else SOCKETS_LOW):
+        if len(self._stock) <= SOCKETS_LOW:
             self._ask()
         if self._stock:
             return self._stock.popleft()
