@@ -17,15 +17,13 @@ from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
-from weir.proxy import netns
+from weir.proxy import netns, sockdiag
 
 _SYS_PIDFD_GETFD = 438  # the same on every architecture
 _SO_COOKIE, _SO_PROTOCOL = 57, 38
 _IPPROTO_MPTCP = 262
 _LISTEN = "0A"
 _STATE_LISTEN = 10
-_NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST = 4, 20, 1
-_NETLINK_HEADER = struct.Struct("=IHHII")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -54,7 +52,7 @@ def listening(namespace: Path, ports: Iterable[int], addresses: Iterable[str]) -
     pairs = [(port, ip_address(text)) for port in ports for text in addresses]
 
     def ask() -> set[int]:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
+        with sockdiag.connect() as netlink:
             return {port for port, address in pairs if _listens(netlink, port, address)}
 
     return netns.run_in(namespace, ask)
@@ -107,17 +105,15 @@ def pids_of(cgroup: Path) -> Iterator[int]:
 def _listens(netlink: socket.socket, port: int, address: IPv4Address | IPv6Address) -> bool:
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     local = address.packed.ljust(16, b"\0")
-    # struct inet_diag_req_v2 with struct inet_diag_sockid: local end, no peer, any cookie
-    body = struct.pack("=BBBBI", family, socket.IPPROTO_TCP, 0, 0, 1 << _STATE_LISTEN)
-    body += struct.pack(">HH", port, 0) + local + bytes(16) + struct.pack("=Iq", 0, -1)
-    head = (_NETLINK_HEADER.size + len(body), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 0, 0)
-    netlink.send(_NETLINK_HEADER.pack(*head) + body)
-    answer = netlink.recv(4096)
-    if _NETLINK_HEADER.unpack_from(answer)[1] == _SOCK_DIAG_BY_FAMILY:
-        return answer[_NETLINK_HEADER.size + 1] == _STATE_LISTEN
-    code = -struct.unpack_from("=i", answer, _NETLINK_HEADER.size)[0]
-    if code not in (errno.ENOENT, errno.EAFNOSUPPORT):  # the latter without IPv6
-        raise OSError(code, f"sock_diag: {os.strerror(code)}")
+    # local end, no peer, any cookie
+    identity = struct.pack(">HH", port, 0) + local + bytes(16) + struct.pack("=Iq", 0, -1)
+    states = 1 << _STATE_LISTEN
+    kind, payload = next(sockdiag.ask(netlink, sockdiag.BY_FAMILY, 0, family, states, identity))
+    if kind == sockdiag.BY_FAMILY:
+        return payload[1] == _STATE_LISTEN
+    fault = sockdiag.fault(payload)
+    if fault.errno not in (errno.ENOENT, errno.EAFNOSUPPORT):  # the latter without IPv6
+        raise fault
     return False
 
 

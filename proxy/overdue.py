@@ -1,15 +1,14 @@
 """The backstop: direct connections whose request is far past its deadline are reset.
 
-The callers of the direct port keep the timeouts; this is for one that doesn't. Owns the talk with
-sock_diag(7), which tells each socket together with what the programs keep in it (its storage), and
-destroys sockets: no iterator, no copy of an app's socket, no program of ours in any path. Works on
-the network namespace it is called in; refuses to know what a deadline is.
+The callers of the direct port keep the timeouts; this is for one that doesn't. Owns what is asked
+of sock_diag(7), which tells each socket together with what the programs keep in it (its storage),
+and destroys sockets: no iterator, no copy of an app's socket, no program of ours in any path. Works
+on the network namespace it is called in; refuses to know what a deadline is.
 """
 
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import struct
 import time
@@ -17,19 +16,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from weir.bpf.btf import Btf, Struct
+from weir.proxy import sockdiag
 
-_SOCK_DIAG_BY_FAMILY, _SOCK_DESTROY = 20, 21  # enum in linux/sock_diag.h
-_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP = 1, 4, 0x300
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_NETLINK_SOCK_DIAG = 4
 _REQ_STORAGES, _REQ_MAP_FD = 2, 1  # INET_DIAG_REQ_SK_BPF_STORAGES, SK_DIAG_BPF_STORAGE_REQ_MAP_FD
 _STORAGES, _STORAGE, _MAP_ID, _MAP_VALUE = 20, 1, 2, 3
 _NESTED = 0x8000
 # in which an answer may still be owed, or on its way: all but LISTEN, SYN_*, TIME_WAIT, CLOSE
 _STATES = 1 << 1 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11
-_HEADER = struct.Struct("=IHHII")
 _MESSAGE = struct.Struct("=BBBB48s20s")  # struct inet_diag_msg: its socket id, and counters
-_BUFFER = 1 << 18
 _ENDED = 1 << 31  # ENDED in bpf/meter.h
 _GIVEN_UP = 0xFFFFFFFF  # the number of the stream that stands for what isn't parsed any more
 
@@ -61,7 +55,7 @@ class Overdue:
         Raises OSError."""
         before = time.monotonic_ns() - int(seconds * 1e9)
         done = 0
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
+        with sockdiag.connect() as netlink:
             for family in (socket.AF_INET, socket.AF_INET6):
                 overdue = [
                     each
@@ -108,20 +102,15 @@ def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
 def _dump(netlink: socket.socket, family: int, port: int, fds: tuple[int, ...]) -> list[_Socket]:
     wanted = b"".join(_attribute(_REQ_MAP_FD, struct.pack("=I", fd)) for fd in fds)
     identity = struct.pack(">H", port) + bytes(46)  # struct inet_diag_sockid: source port first
-    body = struct.pack("=BBBBI", family, socket.IPPROTO_TCP, 0, 0, _STATES) + identity
-    body += _attribute(_REQ_STORAGES | _NESTED, wanted)
-    netlink.send(
-        _HEADER.pack(
-            _HEADER.size + len(body), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0
-        )
-        + body
-    )
+    asked = _attribute(_REQ_STORAGES | _NESTED, wanted)
     found: list[_Socket] = []
-    for kind, payload in _replies(netlink):
-        if kind == _NLMSG_DONE:
+    for kind, payload in sockdiag.ask(
+        netlink, sockdiag.BY_FAMILY, sockdiag.DUMP, family, _STATES, identity, asked
+    ):
+        if kind == sockdiag.DONE:
             return found
-        if kind == _NLMSG_ERROR:
-            _raise(payload)
+        if kind == sockdiag.ERROR:
+            raise sockdiag.fault(payload)
         family, _state, _timer, _retransmits, identity, _ = _MESSAGE.unpack_from(payload)
         storages = {
             number: value
@@ -142,30 +131,12 @@ def _storage(data: bytes) -> tuple[int, bytes]:
 
 def _destroy(netlink: socket.socket, sock: _Socket) -> bool:
     """False when it has gone by itself."""
-    body = struct.pack("=BBBBI", sock.family, socket.IPPROTO_TCP, 0, 0, _STATES) + sock.identity
-    netlink.send(
-        _HEADER.pack(_HEADER.size + len(body), _SOCK_DESTROY, _NLM_F_REQUEST | _NLM_F_ACK, 2, 0)
-        + body
-    )
-    for kind, payload in _replies(netlink):
-        if kind == _NLMSG_ERROR:
-            code = -struct.unpack_from("=i", payload)[0]
-            if code and code != errno.ENOENT:
-                _raise(payload)
-            return not code
+    for kind, payload in sockdiag.ask(
+        netlink, sockdiag.DESTROY, sockdiag.ACK, sock.family, _STATES, sock.identity
+    ):
+        if kind == sockdiag.ERROR:
+            fault = sockdiag.fault(payload)
+            if fault.errno not in (0, errno.ENOENT):
+                raise fault
+            return not fault.errno
     return False
-
-
-def _replies(netlink: socket.socket) -> Iterator[tuple[int, bytes]]:
-    """(type, payload) of every message, without end."""
-    while True:
-        data = netlink.recv(_BUFFER)
-        while len(data) >= _HEADER.size:
-            size, kind, _, _, _ = _HEADER.unpack_from(data)
-            yield kind, data[_HEADER.size : size]
-            data = data[size + 3 & ~3 :]
-
-
-def _raise(payload: bytes) -> None:
-    code = -struct.unpack_from("=i", payload)[0]
-    raise OSError(code, f"sock_diag: {os.strerror(code)}")
