@@ -16,7 +16,6 @@ import pytest
 from tests.agent.borrowed import Agent, Clients, HeldPod, closing
 from tests.agent.promtext import Key, Page, read
 from tests.hold.rig import HOLD
-from tests.kernel.bpffs import mounted
 from tests.pods import DIRECT_PORT, needs_kernel, until
 from weir.proxy.agentmetrics import LARGEST_HEAD, MOST_CONNECTIONS
 from weir.proxy.served import FRESH_SECONDS
@@ -27,14 +26,6 @@ pytestmark = [
 ]
 
 DURATION = "weir_request_duration_seconds"
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Iterator[Path]:
-    at = tmp_path / "bpf"
-    at.mkdir()
-    with mounted(at) as made:
-        yield made
 
 
 @pytest.fixture

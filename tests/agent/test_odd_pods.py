@@ -50,7 +50,7 @@ def owned_elsewhere(namespace: Path) -> bool:
         os.close(owner)
 
 
-MPTCP = f"""
+HANDLER = """
 import http.server, socket
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version, wbufsize = "HTTP/1.1", -1
@@ -60,6 +60,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(b"hello")
     def log_message(self, *_): pass
+"""
+
+MPTCP = f"""{HANDLER}
 server = http.server.ThreadingHTTPServer(("", {USER_PORT}), Handler, bind_and_activate=False)
 server.socket.close()
 server.socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)
@@ -225,16 +228,7 @@ def test_of_several_containers_the_one_with_the_user_port_is_steered_to(tmp_path
 
 # ---- IPv4, IPv6, both ------------------------------------------------------------------------
 
-EVERYWHERE = f"""
-import http.server, socket
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version, wbufsize = "HTTP/1.1", -1
-    def do_GET(self):
-        self.send_response(200)
-        self.send_header("Content-Length", "5")
-        self.end_headers()
-        self.wfile.write(b"hello")
-    def log_message(self, *_): pass
+EVERYWHERE = f"""{HANDLER}
 class Server(http.server.ThreadingHTTPServer):
     address_family = socket.AF_INET6
 Server(("::", {USER_PORT}), Handler).serve_forever()

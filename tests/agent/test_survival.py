@@ -13,7 +13,6 @@ from tests.agent import borrowed
 from tests.agent.borrowed import Clients, HeldPod
 from tests.agent.test_agent import Agent, described
 from tests.hold.rig import HOLD
-from tests.kernel.bpffs import mounted
 from tests.kernel.test_lifecycle import ALL_PROGRAMS, attached_to, refused
 from tests.kernel.test_pins import Caller, pods_of, serve
 from tests.pods import DIRECT_PORT, Pod, needs_kernel, until
@@ -22,14 +21,6 @@ from weir.proxy.kernel import Kernel
 pytestmark = needs_kernel
 
 KILLS = 12
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Iterator[Path]:
-    at = tmp_path / "bpf"
-    at.mkdir()
-    with mounted(at) as made:
-        yield made
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import tarfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "weir/kernels"
@@ -134,9 +135,10 @@ def _apt(*command: str, cwd: Path | None = None) -> str:
     sources = own / "sources.list"
     for folder in ("state/lists/partial", "cache/archives/partial"):
         (own / folder).mkdir(parents=True, exist_ok=True)
+    mirrors = _mirrors()
     sources.write_text(
         "".join(
-            f"deb [arch=amd64 signed-by={KEYRING}] http://deb.debian.org/{part} {suite} main\n"
+            f"deb [arch=amd64 signed-by={KEYRING}] {mirrors[part]} {suite} main\n"
             for part, suite in SUITES
         )
     )
@@ -157,6 +159,18 @@ def _apt(*command: str, cwd: Path | None = None) -> str:
     told = [argument for name, value in options.items() for argument in ("-o", f"{name}={value}")]
     program, *rest = command
     return _run(program, *told, *rest, cwd=cwd)
+
+
+@cache
+def _mirrors() -> dict[str, str]:
+    """Where this machine's own apt has "debian" and "debian-security" from."""
+    told = ("indextargets", "--no-release-info", "--format", "$(REPO_URI)")
+    addresses = _run("apt-get", *told, "Created-By: Packages").split()
+    found = {address.rstrip("/").rpartition("/")[2]: address for address in addresses}
+    missing = {part for part, _ in SUITES} - found.keys()
+    if missing:
+        raise Failed(f"apt has no source that ends with /{' or /'.join(sorted(missing))}")
+    return found
 
 
 def _run(*command: str, cwd: Path | None = None) -> str:

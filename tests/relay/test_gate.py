@@ -3,37 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
 
 from tests.relay.certificates import make_pair
+from tests.relay.podrig import HOOK, MakePod, Pod
 from tests.relay.rig import Client, Hold, get, request
-from tests.relay.test_pod_server import HOOK, Pod
 from weir.proxy.podserver import OTHER_CONNECTIONS, Role
 from weir.proxy.policy.budget import Budget, Share
 from weir.proxy.tls import TlsPort
 
 MOST = 6
-MakePod = Callable[..., Awaitable[Pod]]
 
 
 def six() -> Share:
     return Budget(8).share()
-
-
-@pytest.fixture
-async def pod() -> AsyncIterator[MakePod]:
-    pods: list[Pod] = []
-
-    async def make(**settings: Any) -> Pod:
-        pods.append(await Pod.start(**settings))
-        return pods[-1]
-
-    yield make
-    for made in pods:
-        await made.stop()
 
 
 async def busy(made: Pod, count: int) -> Hold:
