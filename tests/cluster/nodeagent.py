@@ -4,7 +4,6 @@ It runs where a DaemonSet with hostPID and hostNetwork would: in the node's PID,
 namespaces, so that it sees processes as the kubelet does. Whatever happens, `down` ends it.
 """
 
-import asyncio
 import contextlib
 import json
 import os
@@ -20,7 +19,7 @@ import aiohttp
 
 from tests.cluster import cluster
 from tests.cluster.places import CGROUP, LOGS, REPOSITORY, RUN
-from tests.cluster.service import until
+from tests.cluster.service import Clients, Load, until
 from weir.proxy import contract
 from weir.proxy.cgroups import cgroup2_mount
 from weir.proxy.listeners import pids_of
@@ -152,8 +151,8 @@ def next_agent_for(*pods: dict[str, Any]) -> Iterator[NodeAgent]:
         agent.kill()
 
 
-class Direct:
-    """`clients` callers of a pod's direct port, each on one connection; `once`: one request each.
+class Direct(Clients):
+    """Clients of a pod's direct port, each on one connection.
 
     Pods are asked from the machine, which for the node is another one.
     """
@@ -161,34 +160,31 @@ class Direct:
     def __init__(
         self, pod: dict[str, Any], clients: int = 2, path: str = "/", once: bool = False
     ) -> None:
-        self._url = f"http://{pod['status']['podIP']}:{contract.DIRECT_PORT}{path}"
-        self._clients, self._once, self._over = clients, once, False
+        super().__init__(clients, once)
         self.answers = 0
-        self.failures: list[str] = []
+        self._url = f"http://{pod['status']['podIP']}:{contract.DIRECT_PORT}{path}"
 
-    async def __aenter__(self) -> "Direct":
-        connector = aiohttp.TCPConnector(limit=0)
-        self._session = aiohttp.ClientSession(connector=connector)
-        self._tasks = [asyncio.create_task(self._ask()) for _ in range(self._clients)]
-        return self
+    async def ask(self, session: aiohttp.ClientSession) -> None:
+        async with session.get(self._url) as response:
+            await response.read()
+            assert response.status == 200, response.status
+        self.answers += 1
 
-    async def __aexit__(self, *_: object) -> None:
-        self._over = True
-        await asyncio.gather(*self._tasks)
-        await self._session.close()
 
-    async def _ask(self) -> None:
-        while not self._over:
-            try:
-                async with self._session.get(self._url) as response:
-                    await response.read()
-                    assert response.status == 200, response.status
-                self.answers += 1
-            except (AssertionError, aiohttp.ClientError) as failure:
-                self.failures.append(repr(failure))
-                await asyncio.sleep(0.01)  # so that a closed port does not fill the list
-            if self._once:
-                return
+async def more(load: Load, direct: Direct) -> None:
+    """Until both have had answers that were not there before."""
+    at = load.answers["1"], direct.answers
+    await until(
+        lambda: load.answers["1"] > at[0] + 30 and direct.answers > at[1] + 30, "both ways answer"
+    )
+
+
+async def all_ended(agent: NodeAgent, pod: dict[str, Any], answers: int) -> None:
+    """Until no direct request is left: as many have finished as were answered, none was cut off."""
+    name = pod["metadata"]["name"]
+    await until(lambda: not agent.status()[name]["direct"]["in_flight"], "all have ended")
+    counted = agent.status()[name]["direct"]
+    assert (counted["finished"], counted["aborted"]) == (answers, 0)
 
 
 def holds(pod: dict[str, Any]) -> list[int]:

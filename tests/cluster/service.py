@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import aiohttp
 
@@ -82,19 +82,19 @@ class Service:
             return said
 
 
-class Load:
-    """`clients` clients of a Service, each asking again as soon as it was answered."""
+class Clients:
+    """`clients` tasks, each asking again as soon as it was answered; `once`: one request each.
 
-    def __init__(self, service: Service, clients: int, path: str = "/") -> None:
-        self.answers: Counter[str] = Counter()  # by version
+    They begin with the block and end with it: each is answered what it has asked.
+    """
+
+    def __init__(self, clients: int, once: bool = False) -> None:
         self.failures: list[str] = []
-        self._service, self._clients, self._path = service, clients, path
-        self._tasks: list[asyncio.Task[None]] = []
-        self._over = False
+        self._clients, self._once, self._over = clients, once, False
 
-    async def __aenter__(self) -> "Load":
+    async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
-        self._tasks = [asyncio.create_task(self._ask()) for _ in range(self._clients)]
+        self._tasks = [asyncio.create_task(self._go_on()) for _ in range(self._clients)]
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -102,13 +102,32 @@ class Load:
         await asyncio.gather(*self._tasks)
         await self._session.close()
 
-    async def _ask(self) -> None:
+    async def ask(self, session: aiohttp.ClientSession) -> None:
+        """One request, counted. Raises when the answer is not a good one."""
+        raise NotImplementedError
+
+    async def _go_on(self) -> None:
         while not self._over:
             try:
-                said = await self._service.get(self._session, self._path)
-                self.answers[said["version"]] += 1
+                await self.ask(self._session)
             except (AssertionError, aiohttp.ClientError) as failure:
                 self.failures.append(repr(failure))
+                await asyncio.sleep(0.01)  # so that a closed port does not fill the list
+            if self._once:
+                return
+
+
+class Load(Clients):
+    """Clients of a Service."""
+
+    def __init__(self, service: Service, clients: int, path: str = "/") -> None:
+        super().__init__(clients)
+        self.answers: Counter[str] = Counter()  # by version
+        self._service, self._path = service, path
+
+    async def ask(self, session: aiohttp.ClientSession) -> None:
+        said = await self._service.get(session, self._path)
+        self.answers[said["version"]] += 1
 
 
 async def until(true: Callable[[], object], what: str, seconds: float = 100) -> None:

@@ -13,7 +13,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 
 from tests.cluster import build, cluster, images
-from tests.cluster.nodeagent import Direct, agent_for, holds, next_agent_for
+from tests.cluster.nodeagent import Direct, agent_for, all_ended, holds, more, next_agent_for
 from tests.cluster.places import NODE_ADDRESS, PUBLIC_DOMAIN, upstream_image
 from tests.cluster.service import NAMESPACE, Load, Service, until
 from tests.cluster.test_service import CLASS, WITHOUT_ACTIVATOR
@@ -38,7 +38,6 @@ def programs(knative: None) -> None:
 async def test_agents_hand_a_pod_over_side_by_side_without_a_failed_request(service: Make) -> None:
     kept = service(ONE)
     (pod,) = kept.pods()
-    name = pod["metadata"]["name"]
     with agent_for(pod) as first, contextlib.ExitStack() as undo:
         await first.until_open()
         agents = [first]
@@ -55,10 +54,7 @@ async def test_agents_hand_a_pod_over_side_by_side_without_a_failed_request(serv
                 assert holds(pod), "no sidecar came between"
         assert load.failures == []
         assert direct.failures == []
-        last = agents[-1]
-        await until(lambda: not last.status()[name]["direct"]["in_flight"], "all have ended")
-        counted = last.status()[name]["direct"]
-        assert (counted["finished"], counted["aborted"]) == (direct.answers, 0)
+        await all_ended(agents[-1], pod, direct.answers)
     assert kept.restarts() == {"user-container": 0, "queue-proxy": 0}
 
 
@@ -67,7 +63,6 @@ async def test_an_agent_that_stands_still_is_replaced_by_the_sidecar_until_it_wa
 ) -> None:
     kept = service(ONE)
     (pod,) = kept.pods()
-    name = pod["metadata"]["name"]
     with agent_for(pod) as agent:
         await agent.until_open()
         async with Load(kept, clients=4) as load, Direct(pod) as direct:
@@ -82,8 +77,7 @@ async def test_an_agent_that_stands_still_is_replaced_by_the_sidecar_until_it_wa
             await more(load, direct)
         assert load.failures == [], "those that were in its hands were answered when it woke up"
         assert direct.failures == []
-        await until(lambda: not agent.status()[name]["direct"]["in_flight"], "all have ended")
-        assert agent.status()[name]["direct"]["finished"] == direct.answers
+        await all_ended(agent, pod, direct.answers)
     assert kept.restarts() == {"user-container": 0, "queue-proxy": 0}
 
 
@@ -91,7 +85,6 @@ async def test_calls_and_streams_of_grpc_by_all_ways(service: Make, programs: No
     """Through the ingress, kept connections to the data port as of a mesh, and directly."""
     spoken = service(ONE, image=upstream_image("grpc-ping"), ports=H2C, env=[])
     (pod,) = spoken.pods()
-    name = pod["metadata"]["name"]
     address = pod["status"]["podIP"]
     ways = (
         f"{NODE_ADDRESS}:80",
@@ -120,9 +113,7 @@ async def test_calls_and_streams_of_grpc_by_all_ways(service: Make, programs: No
                 await caller.stream_ended()
         assert await asyncio.to_thread(old.ended) == 0
         assert [caller.failures for caller in callers] == [[], [], []]
-        await until(lambda: not new.status()[name]["direct"]["in_flight"], "all have ended")
-        counted = new.status()[name]["direct"]
-        assert (counted["finished"], counted["aborted"]) == (callers[-1].answers + 1, 0)
+        await all_ended(new, pod, callers[-1].answers + 1)  # and the stream
         answered = callers[0].answers
         assert new.stop() == 0
         async with Grpc(spoken, ways[0]) as caller:
@@ -156,13 +147,6 @@ async def test_websockets_stay_with_whoever_had_them(service: Make, programs: No
                 assert second.close_code is None
         assert await asyncio.to_thread(new.ended) == 0
     assert spoken.restarts() == {"user-container": 0, "queue-proxy": 0}
-
-
-async def more(load: Load, direct: Direct) -> None:
-    at = load.answers["1"], direct.answers
-    await until(
-        lambda: load.answers["1"] > at[0] + 30 and direct.answers > at[1] + 30, "both ways answer"
-    )
 
 
 def host_of(service: Service) -> str:

@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 
 from tests.cluster.cluster import kubectl
-from tests.cluster.nodeagent import Direct, agent_for, holds, pod_cgroup
+from tests.cluster.nodeagent import Direct, agent_for, all_ended, holds, more, pod_cgroup
 from tests.cluster.places import HOLD_IMAGE
 from tests.cluster.service import NAMESPACE, Load, Service, until
 from tests.cluster.test_service import CLASS, WITHOUT_ACTIVATOR
@@ -99,22 +99,18 @@ async def test_an_agent_that_is_killed_and_started_again_costs_no_request(
 ) -> None:
     kept = service(ONE)
     (pod,) = kept.pods()
-    name = pod["metadata"]["name"]
     with agent_for(pod) as agent:
         await agent.until_open()
         async with Load(kept, clients=4) as load, Direct(pod) as direct:
             for _ in range(5):
-                at = load.answers["1"], direct.answers
-                await _more(load, direct, at)
+                await more(load, direct)
                 agent.kill()
-                at = load.answers["1"], direct.answers
-                await _more(load, direct, at)  # by the sidecar, and in the kernel alone
+                await more(load, direct)  # by the sidecar, and in the kernel alone
                 agent.start()
                 await agent.until_open()
         assert load.failures == []
         assert direct.failures == []
-        counted = agent.status()[name]["direct"]["finished"]
-        assert counted == direct.answers, "the kernel counted on while no agent was there"
+        await all_ended(agent, pod, direct.answers)  # counted while no agent was there, too
 
 
 async def test_a_pod_that_is_deleted_under_load_finishes_what_it_has_begun(
@@ -142,12 +138,6 @@ async def test_a_pod_that_is_deleted_under_load_finishes_what_it_has_begun(
             await until(lambda: load.answers["1"] > answered + 50, "requests go on")
         assert load.failures == []
         assert agent.status()[second["metadata"]["name"]]["direct"]["open"]
-
-
-async def _more(load: Load, direct: Direct, at: tuple[int, int]) -> None:
-    await until(
-        lambda: load.answers["1"] > at[0] + 30 and direct.answers > at[1] + 30, "both ways answer"
-    )
 
 
 async def _eventually(service: Service, client: aiohttp.ClientSession) -> dict[str, Any]:
