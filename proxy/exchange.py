@@ -16,6 +16,8 @@ from weir.proxy.wire import answers
 
 HEAD_COPIES = 4
 """A head is kept as it came, as it goes on, and in its parts."""
+FIELD_BYTES = 256
+"""What a field takes besides, where they are taken apart."""
 
 
 class Head(Protocol):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from weir.proxy import contract
-from weir.proxy.exchange import HEAD_COPIES, Exchange, ExchangeBase
+from weir.proxy.exchange import FIELD_BYTES, HEAD_COPIES, Exchange, ExchangeBase
 from weir.proxy.policy.deadlines import Timeouts
 from weir.proxy.wire import answers
 from weir.proxy.wire.aside import put_aside
@@ -99,6 +99,7 @@ class StreamExchange(ExchangeBase[ClientStream, StreamHead]):
             self._user.connection.send_trailers(self._user, block)
         else:
             self._trailers = block
+            put_aside(len(block))
 
     # --- towards the client --------------------------------------------------------------------
     def response_headers(self, block: Block | None, ended: bool) -> None:
@@ -239,7 +240,9 @@ class StreamExchange(ExchangeBase[ClientStream, StreamHead]):
         self._leave()
 
     def weigh(self) -> int:
-        return HEAD_COPIES * len(self.request) + sum(len(piece) for piece, _ in self._pending)
+        head = HEAD_COPIES * len(self.request) + FIELD_BYTES * len(self.head.fields())
+        trailing = 0 if self._trailers is None else len(self._trailers)
+        return head + trailing + sum(len(piece) for piece, _ in self._pending)
 
     def _drop(self, code: int) -> None:
         """Tear down the user container's side, wherever the request is."""

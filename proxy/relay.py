@@ -26,7 +26,6 @@ from weir.proxy.policy.deadlines import Timeouts
 from weir.proxy.policy.histogram import Histogram, Latencies
 from weir.proxy.policy.meter import Meter, Report
 from weir.proxy.wire import answers
-from weir.proxy.wire.aside import LARGE_BYTES, put_aside
 from weir.proxy.wire.clients import Clients
 from weir.proxy.wire.dial import Dial
 from weir.proxy.wire.head import RequestHead
@@ -200,7 +199,7 @@ class Relay:
 
         if self._ahead is None:
             self._ahead = Ahead()
-        link = UserLink(self._user.reach, self._ahead)
+        link = UserLink(self._user.reach, self._ahead, self.clients.share)
         client = ClientConnection(self._serve_stream, self.clients.discard, link)
         link.serve(client)
         self.clients.add(client)
@@ -216,9 +215,7 @@ class Relay:
             link, client, head, ended, self._timeouts, self._clock, self._over
         )
         self._begin(exchange)
-        exchange.request = request = head.for_user(client.peer, self._user.authority)
-        if len(request) > LARGE_BYTES:
-            put_aside(len(request))
+        exchange.request = head.for_user(client.peer, self._user.authority)
         self._admit(exchange)
 
     def _answered(self, client: Client, head: Head) -> bool:

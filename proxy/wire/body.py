@@ -14,7 +14,8 @@ from weir.proxy.wire.fields import Malformed, check_fields
 
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
 _MAX_SIZE_LINE = 4096
-_MAX_TRAILERS = 64 << 10
+_MAX_TRAILERS = 4096
+"""As Go's: nothing of a connection is weighed that is so little."""
 _NEVER_IN_TRAILERS = contract.HOP_BY_HOP | {b"host", b"content-length", contract.ORIGINAL_HOST}
 
 

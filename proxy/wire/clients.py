@@ -35,11 +35,11 @@ C = TypeVar("C", bound=Sparing)
 class Clients(Generic[C]):
     """A set of them. `share` is what they are charged to, `most` how many there may be."""
 
-    __slots__ = ("_clients", "_most", "_share")
+    __slots__ = ("_clients", "_most", "share")
 
     def __init__(self, share: Share | None = None, most: int = 1 << 31) -> None:
         self._clients: dict[C, None] = {}
-        self._share = share
+        self.share = share
         self._most = most
 
     def __len__(self) -> int:
@@ -50,19 +50,19 @@ class Clients(Generic[C]):
 
     def add(self, client: C) -> None:
         self._clients[client] = None
-        if self._share is not None:
-            self._share.take()
+        if self.share is not None:
+            self.share.take()
 
     def discard(self, client: C) -> None:
         if client in self._clients:
             del self._clients[client]
-            if self._share is not None:
-                self._share.give()
+            if self.share is not None:
+                self.share.give()
 
     @property
     def room(self) -> bool:
         """Is there room for one more?"""
-        return len(self._clients) < self._most and (self._share is None or self._share.room)
+        return len(self._clients) < self._most and (self.share is None or self.share.room)
 
     def spare(self, now: float) -> bool:
         """Have one closed that nobody needs, if there is one among those not asked for longest."""

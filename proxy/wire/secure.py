@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from weir.proxy import contract
-from weir.proxy.wire.clients import SPARE_SECONDS
+from weir.proxy.wire.aside import put_aside
+from weir.proxy.wire.clients import SPARE_SECONDS, TLS_BYTES
+from weir.proxy.wire.server import ServerConnection
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +30,11 @@ _HTTP = frozenset(
 _READ_BYTES = 256 << 10
 _PIECE_BYTES = 64 << 10
 """What goes through OpenSSL's buffers at once: they keep the size they once had."""
+_HANDSHAKE_BYTES = 128 << 10
+"""A handshake may have so much, about: chains of certificates are far below."""
+_YOUNG_BYTES = TLS_BYTES + (4 * _HANDSHAKE_BYTES)
+"""What one may take: OpenSSL makes room for a message as long as was announced, and what came of it
+is there twice."""
 LINGER_SECONDS = 0.5
 """How long a refused client may go on sending, so that it reads the refusal and not a reset."""
 
@@ -46,11 +53,13 @@ class SecureServer(asyncio.Protocol):
         "_done",
         "_first",
         "_incoming",
+        "_most",
         "_object",
         "_outgoing",
         "_patience",
         "_protocol",
         "_refused",
+        "_taken",
         "_timer",
         "_transport",
         "_unwanted",
@@ -68,7 +77,11 @@ class SecureServer(asyncio.Protocol):
         self._patience = contract.READ_HEAD_SECONDS if patience is None else patience
         self.context = context
         self._protocol: asyncio.Protocol | None = make()  # until the one above it has it
+        if isinstance(self._protocol, ServerConnection):
+            self._protocol.below = self
         self._done = done
+        self._taken = 0  # bytes of the handshake
+        self._most = 0  # that waited for OpenSSL at a time: its buffer keeps that size
         self._first = b""
         self._refused = False
         self._unwanted = False
@@ -94,6 +107,15 @@ class SecureServer(asyncio.Protocol):
         self._transport.abort()
         return True
 
+    def weigh(self) -> int:
+        """Bytes of memory, about; 0 for one that is ending."""
+        transport: asyncio.Transport | None = self._transport
+        if transport is None or transport.is_closing():
+            return 0
+        if self._upper is None:
+            return 0 if self._object is None else _YOUNG_BYTES
+        return TLS_BYTES + self._most * 4 // 3
+
     # --- asyncio ---------------------------------------------------------------------------
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -104,13 +126,11 @@ class SecureServer(asyncio.Protocol):
         self._timer = loop.call_later(self._patience, self.abort)
 
     def data_received(self, data: bytes) -> None:
-        if self._upper is not None:
-            for start in range(0, len(data), _PIECE_BYTES):
-                self._incoming.write(data[start : start + _PIECE_BYTES])
-                self._upper.pump()
-        elif self._object is not None:
+        if self._upper is not None and len(data) <= self._most:
             self._incoming.write(data)
-            self._shake_hands(self._object)
+            self._upper.pump()
+        elif self._object is not None:
+            self._take(data)
         elif not self._refused:
             self._begin(self._first + data)
 
@@ -139,13 +159,27 @@ class SecureServer(asyncio.Protocol):
         if self._upper is not None:
             self._upper.protocol.resume_writing()
 
+    def _take(self, data: bytes) -> None:
+        """Of the handshake, or more than ever before."""
+        self._most = max(self._most, min(len(data), _PIECE_BYTES))
+        for start in range(0, len(data), _PIECE_BYTES):
+            self._incoming.write(data[start : start + _PIECE_BYTES])
+            if self._upper is not None:
+                self._upper.pump()
+            elif self._object is not None and not self._transport.is_closing():
+                self._taken += min(len(data) - start, _PIECE_BYTES)
+                self._shake_hands(self._object)
+        if self._incoming.pending > self._most:  # nobody wants to read now
+            put_aside(self._incoming.pending - self._most)
+            self._most = self._incoming.pending
+
     # --- the beginning -----------------------------------------------------------------------
     def _begin(self, data: bytes) -> None:
         if data[0] == _HANDSHAKE:
             self._object = self.context.wrap_bio(self._incoming, self._outgoing, server_side=True)
             self._first = b""
-            self._incoming.write(data)
-            self._shake_hands(self._object)
+            put_aside(_YOUNG_BYTES)
+            self._take(data)
         elif len(data) < 5:
             self._first = data
         else:
@@ -168,6 +202,8 @@ class SecureServer(asyncio.Protocol):
             connection.do_handshake()
         except ssl.SSLWantReadError:
             self._flush()
+            if self._taken > _HANDSHAKE_BYTES:
+                self._transport.abort()
             return
         except ssl.SSLError as error:
             _log.debug("TLS handshake error: %s", error)
@@ -297,6 +333,8 @@ class SecureTransport(asyncio.Transport):
             return self._below.context
         if name == "ssl_object":
             return self._object
+        if name == "weight":
+            return self._below.weigh()
         return self._transport.get_extra_info(name, default)
 
     def get_write_buffer_size(self) -> int:

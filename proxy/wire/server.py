@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from weir.proxy import contract
 from weir.proxy.wire import answers
 from weir.proxy.wire.aside import LARGE_BYTES, put_aside
 from weir.proxy.wire.body import BodyReader, reader
-from weir.proxy.wire.clients import CLIENT_BYTES, SPARE_SECONDS, TLS_BYTES
+from weir.proxy.wire.clients import CLIENT_BYTES, SPARE_SECONDS
 from weir.proxy.wire.connection import plain_address
 from weir.proxy.wire.fields import HEAD_END, Malformed
 from weir.proxy.wire.flow import BACKLOG, MEMORY, OTHER_SIDE, Flow
@@ -63,6 +63,7 @@ class ServerConnection:
         "_advancing",
         "_allowance",
         "_body",
+        "_cut",
         "_gone",
         "_http2",
         "_lingering",
@@ -77,6 +78,7 @@ class ServerConnection:
         "_transport",
         "_tunnel",
         "_unwanted",
+        "below",
         "exchange",
         "flow",
         "full",
@@ -105,6 +107,7 @@ class ServerConnection:
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self._most_head = most_head
         self._made = False
+        self._cut = False
         self._unwanted = False  # closed before it was made: accepting and making are two steps
         self._body: BodyReader | None = None
         self._rest = bytearray()
@@ -115,6 +118,8 @@ class ServerConnection:
         self._tunnel = False
         self._allowance = 0
         self.exchange: Exchange | None = None
+        self.below: Any = None
+        """A SecureServer, for a connection with TLS: it is there before this one is made."""
         self.full = False
         self.peer = b""
         self.peer_port = 0
@@ -202,10 +207,12 @@ class ServerConnection:
 
     def weigh(self) -> int:
         """Bytes of memory, about, without those of an exchange; 0 for one that is ending."""
-        if self._made and self._transport.is_closing():
+        if self._cut:
             return 0
         waiting = self._transport.get_write_buffer_size() if self._made else 0
-        return CLIENT_BYTES + len(self._rest) + waiting + (TLS_BYTES if self.tls else 0)
+        if self.below is not None:
+            waiting += self.below.weigh()
+        return CLIENT_BYTES + len(self._rest) + waiting
 
     def hold(self, held: bool) -> None:
         """Read nothing, for want of memory; or go on."""
@@ -217,9 +224,12 @@ class ServerConnection:
 
     def cut(self) -> None:
         """At once, as if the client had."""
+        self._cut = True
         if self._made:
             self._rest.clear()
             self._transport.abort()
+        elif self.below is not None:
+            self.below.abort()
 
     def leave(self) -> None:
         """Close if no request is there."""

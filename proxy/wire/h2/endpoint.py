@@ -19,7 +19,11 @@ from weir.proxy.wire.h2.frames import FRAME_BYTES, LARGEST_WINDOW
 from weir.proxy.wire.h2.hpack import Block, Decoder, HpackError, TooLarge
 from weir.proxy.wire.h2.sending import WINDOW, Ahead, S, Sender
 
+STREAM_BYTES = 1024
+"""What a stream takes on each of its two connections, about, with all that is known of it."""
 _IDLE_FRAMES = 10_000
+_SETTINGS = 32
+"""In one frame. Some concern all streams, and so cost more than other bytes."""
 _IDLE_SECONDS = 60.0
 """So many frames that bring nothing forward (settings, pings, empty ones) in so long a time."""
 
@@ -113,7 +117,8 @@ class Endpoint(Sender[S]):
         queues = [stream.queue for stream in self.streams.values() if stream.queue is not None]
         waiting = sum(len(piece) for queue in queues for piece, _, _ in queue)
         waiting += self.transport.get_write_buffer_size()
-        return 2 * CLIENT_BYTES + len(self._rest) + len(self._block) + waiting
+        waiting += len(self._rest) + len(self._block) + STREAM_BYTES * len(self.streams)
+        return 2 * CLIENT_BYTES + self.decoder.weigh() + waiting
 
     # --- reading ---------------------------------------------------------------------------
     def _read(self, data: bytes) -> None:
@@ -242,6 +247,7 @@ class Endpoint(Sender[S]):
         elif kind == frames.GOAWAY:
             if number or len(payload) < 8:
                 raise Fault(frames.PROTOCOL_ERROR if number else frames.FRAME_SIZE_ERROR, "GOAWAY")
+            self._nothing_forward()
             self.goaway_received(unpack_from(">I", payload)[0] & 0x7FFFFFFF)
         elif kind == frames.PRIORITY:
             self._nothing_forward()
@@ -308,10 +314,13 @@ class Endpoint(Sender[S]):
         if flags & frames.ACK:
             if payload:
                 raise Fault(frames.FRAME_SIZE_ERROR, "SETTINGS")
+            self._nothing_forward()
             return
         if len(payload) % 6:
             raise Fault(frames.FRAME_SIZE_ERROR, "SETTINGS")
         self._nothing_forward()
+        if len(payload) > 6 * _SETTINGS:
+            raise Fault(frames.ENHANCE_YOUR_CALM, "too many settings")
         for at in range(0, len(payload), 6):
             self._setting(*unpack_from(">HI", payload, at))
         self.send(frames.frame(frames.SETTINGS, frames.ACK, 0))

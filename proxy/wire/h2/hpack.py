@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
+from weir.proxy.wire.aside import put_aside
 from weir.proxy.wire.h2 import huffman
 
 Field = tuple[bytes, bytes]
@@ -20,9 +21,18 @@ TABLE_BYTES = 4096
 EMPTY_TABLE = b"\x20"
 """The instruction that our own table, unused as it is, has no size; a peer may insist on one."""
 _OVERHEAD = 32  # what an entry counts beyond its bytes
-_REMEMBERED_BLOCKS = 64
 _REMEMBERED_BYTES = 4096
+"""Of the fields of a block that is remembered: a few bytes of it as it came may stand for much."""
+_ALL_REMEMBERED_BYTES = 16 * _REMEMBERED_BYTES
+"""Of all such blocks of one peer; each counts so much more than its fields:"""
+_BLOCK_BYTES = 512
 _REMEMBERED_STRINGS = 512
+_STRING_BYTES = 512
+"""Memory of a remembered string, about; the longest ones take 800."""
+_COPIES = 6
+"""So many times what its fields count is the memory that a block takes, at most."""
+MOST_FIELDS = 2000
+"""In one block. Each is several objects, so a megabyte of tiny ones would be ten of memory."""
 
 _STATIC_TEXT = """\
 :authority
@@ -140,10 +150,12 @@ class Decoder:
     __slots__ = (
         "_added",
         "_blocks",
+        "_counted",
         "_entries",
         "_limit",
         "_literal_blocks",
         "_looked_up",
+        "_remembered",
         "_room",
         "_size",
         "_strings",
@@ -159,9 +171,15 @@ class Decoder:
         # with any table, with what they add to it (some servers write all fields like that)
         self._blocks: dict[bytes, Block] = {}
         self._literal_blocks: dict[bytes, tuple[Block, list[Field]]] = {}
+        self._remembered = 0  # bytes of the fields of both
         # of the block that is being decoded
         self._added: list[Field] = []
+        self._counted = 0
         self._looked_up = False
+
+    def weigh(self) -> int:
+        """Bytes of memory, about, of what is remembered."""
+        return self._size + _COPIES * self._remembered + _STRING_BYTES * len(self._strings)
 
     def decode(self, block: bytes) -> Block:
         """The same object for the same bytes, as long as they mean the same.
@@ -179,20 +197,29 @@ class Decoder:
         self._added = []
         self._looked_up = False
         decoded = Block(tuple(self._fields(block)))
-        if len(block) <= _REMEMBERED_BYTES:
-            if not self._looked_up:
-                if len(self._literal_blocks) >= _REMEMBERED_BLOCKS:
-                    self._literal_blocks.clear()
-                self._literal_blocks[block] = (decoded, self._added)
-            elif not self._added:
-                if len(self._blocks) >= _REMEMBERED_BLOCKS:
-                    self._blocks.clear()
-                self._blocks[block] = decoded
+        if self._counted > _REMEMBERED_BYTES:
+            put_aside(_COPIES * self._counted)  # until the request is over
+            self._added = []
+        elif not self._looked_up or not self._added:
+            self._remember(block, decoded)
         return decoded
+
+    def _remember(self, block: bytes, decoded: Block) -> None:
+        size = _BLOCK_BYTES + self._counted
+        self._remembered += size
+        if self._remembered > _ALL_REMEMBERED_BYTES:
+            self._blocks.clear()
+            self._literal_blocks.clear()
+            self._remembered = size
+        put_aside(size)
+        if self._looked_up:
+            self._blocks[block] = decoded
+        else:
+            self._literal_blocks[block] = (decoded, self._added)
 
     def _fields(self, block: bytes) -> list[Field]:
         fields: list[Field] = []
-        at, end, size = 0, len(block), 0
+        at, end, size, left = 0, len(block), 0, MOST_FIELDS
         try:
             while at < end:
                 first = block[at]
@@ -212,12 +239,15 @@ class Decoder:
                 else:
                     field, at = self._literal(block, at, 4)
                 size += len(field[0]) + len(field[1]) + _OVERHEAD
-                if size <= self._limit:  # beyond it only the table matters
+                left -= 1
+                if size <= self._limit and left >= 0:  # beyond it only the table matters
                     fields.append(field)
         except IndexError:
             raise HpackError("the block ends too early") from None
-        if size > self._limit:
+        if size > self._limit or left < 0:
+            self._added = []
             raise TooLarge
+        self._counted = size
         return fields
 
     def _literal(self, block: bytes, at: int, bits: int) -> tuple[Field, int]:
@@ -278,7 +308,7 @@ class Decoder:
         if room > TABLE_BYTES:
             raise HpackError("the table is made larger than allowed")
         self._looked_up = True  # such a block is not to be remembered
-        self._added.append((b"", b""))
+        self._added = [(b"", b"")]
         if room != self._room:
             self._blocks.clear()
             self._room = room

@@ -28,7 +28,7 @@ _AHEAD_BYTES, _ALL_AHEAD_BYTES = 8 << 20, 32 << 20
 _SMALL = 4096
 """Smaller pieces that wait are joined: a byte must not cost the memory of an object."""
 _GATHERED_BYTES = 64 << 10
-"""Bodies that are held for one write; then it is seen whether the peer takes them."""
+"""Heads and bodies that are held for one write; then it is seen whether the peer takes them."""
 _UNREAD_BYTES = 1 << 20
 """What may wait to be written to a peer that does not read; all but bodies is never held back."""
 
@@ -149,6 +149,8 @@ class Sender(Generic[S]):
         self._corked = False
         self._resize = False
         self._blocked: dict[Stream, None] = {}
+        """Streams that wait, and not for a window of their own: looking at the others would cost
+        for every frame of a peer that opens the connection's window byte by byte."""
 
     # --- writing ---------------------------------------------------------------------------
     def send(self, data: bytes) -> None:
@@ -165,6 +167,7 @@ class Sender(Generic[S]):
         if ended:
             stream.open_out = False
         self.send(frames.headers(stream.id, block, ended))
+        self._gather(len(block))
         if ended:
             self._all_sent(stream)
 
@@ -187,7 +190,6 @@ class Sender(Generic[S]):
             source.connection.credit_ahead(source, size)
         if not join(stream.queue, piece, ended):
             stream.queue.append((piece, ended, source))
-        self._blocked[stream] = None
         self._pump(stream)
 
     def send_trailers(self, stream: Stream, block: bytes) -> None:
@@ -204,14 +206,17 @@ class Sender(Generic[S]):
         if ended:
             stream.open_out = False
         self.send(frames.frame(frames.DATA, 1 if ended else 0, stream.id, piece))
-        if self._corked:
-            self._gathered += size
-            if self._gathered > _GATHERED_BYTES:
-                self._write()
+        self._gather(size)
         if source is not None and size:
             source.connection.credit(source, size)
         if ended:
             self._all_sent(stream)
+
+    def _gather(self, size: int) -> None:
+        if self._corked:
+            self._gathered += size
+            if self._gathered > _GATHERED_BYTES:
+                self._write()
 
     def _pump(self, stream: Stream) -> None:
         """Write of a stream's queue what the windows allow."""
@@ -229,6 +234,10 @@ class Sender(Generic[S]):
                     queue[0] = (piece[room:], ended, source)
                     self._write_data(stream, piece[:room], False, source)
                 if room < FRAME_BYTES:
+                    if stream.window > 0:
+                        self._blocked[stream] = None
+                    else:
+                        self._blocked.pop(stream, None)
                     return
                 continue
             queue.popleft()
@@ -242,7 +251,6 @@ class Sender(Generic[S]):
                 return
             self._blocked.pop(stream, None)  # to the end of the line: all get their share
             if stream.queue is not None:
-                self._blocked[stream] = None
                 self._pump(stream)
 
     def _all_sent(self, stream: Stream) -> None:

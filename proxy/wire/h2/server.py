@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from weir.proxy import contract
 from weir.proxy.wire import answers
-from weir.proxy.wire.clients import SPARE_SECONDS, TLS_BYTES
+from weir.proxy.wire.clients import SPARE_SECONDS
 from weir.proxy.wire.connection import plain_address
 from weir.proxy.wire.h2 import frames
 from weir.proxy.wire.h2.endpoint import Endpoint, Fault
@@ -233,7 +233,8 @@ class ClientConnection(Endpoint[ClientStream]):
         if not own:
             return 0
         theirs: int = self.link.weigh()
-        return own + theirs + (TLS_BYTES if self.tls else 0)
+        secure: int = self.transport.get_extra_info("weight", 0)
+        return own + theirs + secure
 
     def hold(self, held: bool) -> None:
         super().hold(held)

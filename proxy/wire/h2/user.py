@@ -12,11 +12,13 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, cast
 
+from weir.proxy.policy.budget import Share
 from weir.proxy.wire.h2 import frames
 from weir.proxy.wire.h2.endpoint import Endpoint, Fault
 from weir.proxy.wire.h2.hpack import Block
 from weir.proxy.wire.h2.sending import STREAM_WINDOW, Ahead, StreamBase
 from weir.proxy.wire.protocol import as_protocol
+from weir.proxy.wire.server import LINGER_SECONDS
 
 _LAST_STREAM = (1 << 31) - 1
 _SHUTTING_DOWN = "http2: the user container is shutting down"
@@ -162,7 +164,12 @@ class UserConnection(Endpoint[UserStream]):
 
 
 class UserLink:
-    """`ask` for a stream; the asker is told when there is one. `connect` makes a TCP socket."""
+    """`ask` for a stream; the asker is told when there is one. `connect` makes a TCP socket.
+
+    A connection that takes no more streams lasts as long as those that it has; what there is of
+    them beyond the one that each client may have is charged to `share`. Without room the oldest of
+    them ends.
+    """
 
     __slots__ = (
         "_client",
@@ -170,18 +177,23 @@ class UserLink:
         "_connection",
         "_connections",
         "_dialling",
+        "_share",
         "_waiting",
         "pool",
     )
 
     def __init__(
-        self, connect: Callable[[], Awaitable[socket.socket]], pool: Ahead | None = None
+        self,
+        connect: Callable[[], Awaitable[socket.socket]],
+        pool: Ahead | None = None,
+        share: Share | None = None,
     ) -> None:
         self.pool = pool
+        self._share = share
         self._connect = connect
         self._client: Endpoint[Any] | None = None
         self._connection: UserConnection | None = None
-        self._connections: set[UserConnection] = set()
+        self._connections: dict[UserConnection, None] = {}
         self._dialling: asyncio.Task[None] | None = None
         self._waiting: dict[Asker, None] = {}
 
@@ -210,8 +222,10 @@ class UserLink:
 
     def left(self, connection: UserConnection) -> None:
         """No new streams on this one."""
-        if connection.closing:
-            self._connections.discard(connection)
+        if connection.closing and connection in self._connections:
+            del self._connections[connection]
+            if self._connections and self._share is not None:
+                self._share.give()
         if self._connection is connection:
             self._connection = None
             if self._client is not None and self._client.partner is connection:
@@ -235,6 +249,9 @@ class UserLink:
         for connection in list(self._connections):
             connection.closing = True
             connection.transport.close()
+            if connection.transport.get_write_buffer_size():  # to one that does not read, maybe
+                loop = asyncio.get_running_loop()
+                loop.call_later(LINGER_SECONDS, connection.transport.abort)
 
     async def _dial(self) -> None:
         loop = asyncio.get_running_loop()
@@ -255,7 +272,13 @@ class UserLink:
             for asker in waiting:
                 asker.response_lost(connection.ended, connection.ended != _NOT_HTTP2)
             return
-        self._connections.add(connection)
+        self._connections[connection] = None
+        if len(self._connections) > 1 and self._share is not None:
+            self._share.take()
+            if not self._share.room:
+                oldest = next(iter(self._connections))
+                oldest.end(_SHUTTING_DOWN)
+                oldest.transport.abort()
         self._connection = connection
         if self._client is not None:
             connection.partner = self._client
