@@ -10,10 +10,11 @@ import ctypes
 import errno
 import mmap
 import os
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from functools import cache
 from pathlib import Path
+from typing import ClassVar
 
 _LINK_CGROUP = 3  # enum bpf_link_type
 _MAP_INFO_BTF_ID = 64  # struct bpf_map_info
@@ -99,33 +100,19 @@ def _printed() -> _Log:
     return _Log(library())
 
 
-class Link:
-    """One attachment. close() detaches and is idempotent; a pinned link stays attached."""
+class Link(ABC):
+    """One attachment. A pod has six of them, so they are kept small."""
 
-    __slots__ = ("_close", "_pin")
-
-    def __init__(
-        self,
-        close: Callable[[], None],
-        pin: Callable[[Path], None] | None = None,
-    ) -> None:
-        self._close: Callable[[], None] | None = close
-        self._pin = pin
-
-    @property
-    def pins(self) -> bool:
-        """Can it be pinned? All can but the filters of clsact, which stay by themselves."""
-        return self._pin is not None
+    __slots__ = ()
+    pins: ClassVar[bool] = True
+    """Can it be pinned? All can but the filters of clsact, which stay by themselves."""
 
     def pin(self, path: Path) -> None:
-        if self._pin is None:
-            raise BpfError(errno.EOPNOTSUPP, f"pinning to {path}")
-        self._pin(path)
+        raise BpfError(errno.EOPNOTSUPP, f"pinning to {path}")
 
+    @abstractmethod
     def close(self) -> None:
-        close, self._close = self._close, None
-        if close is not None:
-            close()
+        """Detach; idempotent. What is pinned elsewhere stays attached."""
 
 
 def pinned(path: Path) -> int:

@@ -12,7 +12,6 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from ctypes import byref, c_int, c_size_t, c_uint32, c_void_p
-from functools import partial
 from pathlib import Path
 
 from weir.bpf.libbpf import BpfError, Link, library, printed
@@ -97,7 +96,7 @@ class Loaded(ABC):
         if link < 0:
             ctypes.set_errno(-link)
             return None
-        return Link(partial(os.close, link), partial(_pin, link, program))
+        return _KernelLink(link, program)
 
     def _attach_clsact(self, program: str, ifindex: int) -> Link:
         lib = library()
@@ -119,14 +118,7 @@ class Loaded(ABC):
             if created == 0:
                 _destroy_clsact(hook)
             raise BpfError(-result, f"attaching {program} to interface {ifindex}", printed())
-
-        def detach() -> None:
-            options.prog_fd = options.prog_id = options.flags = 0
-            lib.bpf_tc_detach(byref(hook), byref(options))
-            if created == 0:
-                _destroy_clsact(hook)
-
-        return Link(detach)
+        return _Clsact(hook, options, created == 0)
 
 
 class BpfObject(Loaded):
@@ -174,6 +166,42 @@ class BpfObject(Loaded):
         if not handle:
             raise BpfError(errno.ENOENT, f"the object has no {what} {name}")
         return handle
+
+
+class _KernelLink(Link):
+    __slots__ = ("_fd", "_program")
+
+    def __init__(self, fd: int, program: str) -> None:
+        self._fd = fd
+        self._program = program
+
+    def pin(self, path: Path) -> None:
+        _pin(self._fd, self._program, path)
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class _Clsact(Link):
+    __slots__ = ("_created", "_hook", "_options")
+    pins = False
+
+    def __init__(self, hook: _TcHook, options: _TcOptions, created: bool) -> None:
+        """`created`: the qdisc is ours."""
+        self._hook = hook
+        self._options: _TcOptions | None = options
+        self._created = created
+
+    def close(self) -> None:
+        options, self._options = self._options, None
+        if options is None:
+            return
+        options.prog_fd = options.prog_id = options.flags = 0
+        library().bpf_tc_detach(byref(self._hook), byref(options))
+        if self._created:
+            _destroy_clsact(self._hook)
 
 
 def _destroy_clsact(hook: _TcHook) -> None:

@@ -89,12 +89,12 @@ class Agent:
                 pod.close()
 
     def snapshot(self) -> dict[str, Any]:
-        """The status of the agent: its processes, the kernel, every pod."""
+        """The status of the agent: its processes, the kernel, every pod (one by one)."""
         return {
             "supervisor": os.getpid(),
             "workers": self._workers.pids,
             "kernel": self._no_kernel or "ok",
-            "pods": [pod.snapshot() for pod in self._pods],
+            "pods": (pod.snapshot() for pod in self._pods),
         }
 
     def metrics(self) -> bytes:

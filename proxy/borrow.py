@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable
 
 from weir.proxy import contract, holds, lease, netns
 from weir.proxy.environment import SidecarSettings
+from weir.proxy.flag import Flag
 from weir.proxy.holds import Hold
 from weir.proxy.lease import NoHold
 from weir.proxy.policy.lease import Action, Event, Lease, Phase
@@ -54,9 +55,10 @@ class Borrower:
         self._changed = changed
         self._policy = Lease(Phase.OVER)
         self._lease: socket.socket | None = None
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
-        self._stopped = asyncio.Event()
-        self._idle = asyncio.Event()  # no lease
+        self._events: list[Event] = []
+        self._happened = Flag()
+        self._stopped = Flag()
+        self._idle = Flag()  # no lease
         self._idle.set()
         self._hold: Hold | None = None
         self._tenancy: Tenancy | None = None
@@ -90,7 +92,8 @@ class Borrower:
                     self._hold.close()
                     self._hold = None
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopped.wait(), pause)
+                async with asyncio.timeout(pause):
+                    await self._stopped.wait()
 
     def beat(self, now: float) -> None:
         """To be called every second, as long as this process is well."""
@@ -101,7 +104,7 @@ class Borrower:
         self._alone = 0 if self._workers.pids else self._alone + 1
         if self._alone > MOST_ALONE:  # nobody accepts, and the sidecar would
             self._alone = 0
-            self._events.put_nowait(Event.GIVE_UP)
+            self._post(Event.GIVE_UP)
 
     def renew(self) -> None:
         """To be called every minute: the container may have another certificate."""
@@ -119,7 +122,7 @@ class Borrower:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience if self._policy.phase is Phase.ENDING else 0.0):
                 await self._idle.wait()
-        self._events.put_nowait(Event.GIVE_UP)
+        self._post(Event.GIVE_UP)
         await self._idle.wait()
 
     @contextlib.asynccontextmanager
@@ -146,17 +149,20 @@ class Borrower:
             lease.allow_fences(hold.netns)
             sock = lease.ring(hold.process)
         self._idle.clear()
-        self._lease, self._policy, self._events = sock, Lease(), asyncio.Queue()
+        self._lease, self._policy, self._events = sock, Lease(), []
         if self._stopped.is_set():
-            self._events.put_nowait(Event.GIVE_UP)
+            self._post(Event.GIVE_UP)
         self._pod.describe(hold)
         self._pod.lease, self._pod.unheld = _RUNG, "rung"
         loop.add_reader(sock.fileno(), self._readable, sock)
         try:
             while self._policy.phase is not Phase.OVER:
-                event = await self._events.get()
-                for action in self._policy.happened(event, time.monotonic()):
-                    await self._do(action, sock)
+                await self._happened.wait()
+                self._happened.clear()
+                events, self._events = self._events, []
+                for event in events:
+                    for action in self._policy.happened(event, time.monotonic()):
+                        await self._do(action, sock)
         finally:
             loop.remove_reader(sock.fileno())
             if self._draining is not None:
@@ -166,6 +172,10 @@ class Borrower:
             sock.close()
             self._lease = None
             self._idle.set()
+
+    def _post(self, event: Event) -> None:
+        self._events.append(event)
+        self._happened.set()
 
     def _readable(self, sock: socket.socket) -> None:
         heard = lease.hear(sock)
@@ -179,7 +189,7 @@ class Borrower:
                     listener.close()
         elif heard.event is Event.HUNG_UP:
             asyncio.get_running_loop().remove_reader(sock.fileno())
-        self._events.put_nowait(heard.event)
+        self._post(heard.event)
 
     async def _do(self, action: Action, sock: socket.socket) -> None:
         if action is Action.ACCEPT:
@@ -241,7 +251,7 @@ class Borrower:
         until = time.monotonic() + pod.spec.settings.timeout
         while pod.direct_in_flight() and time.monotonic() < until:
             await asyncio.sleep(DRAIN_TICK_SECONDS)  # nothing tells us when the app answers
-        self._events.put_nowait(Event.DRAINED)
+        self._post(Event.DRAINED)
 
     async def _close_copies(self) -> None:
         """The worker's, then ours. Idempotent."""

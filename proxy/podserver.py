@@ -18,6 +18,7 @@ from math import floor, inf
 from typing import TYPE_CHECKING, NamedTuple
 
 from weir.proxy import contract, ports
+from weir.proxy.flag import Flag
 from weir.proxy.gate import Gate
 from weir.proxy.policy import stat
 from weir.proxy.policy.drain import Drain, Phase
@@ -98,7 +99,7 @@ class PodServer:
         self._uptime_from = uptime_from
         self._period: tuple[Report, DirectLoad, float] | None = None
         self._hook = ports.DrainHook(self._hooked)
-        self._changed = asyncio.Event()
+        self._changed = Flag()
         self._others: list[Clients[ServerConnection]] = []
         self._tick: asyncio.TimerHandle | None = None
         self._watching: asyncio.Task[None] | None = None

@@ -7,7 +7,6 @@ tenancy survives its worker, and moves to another.
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 from weir.proxy.certificates import Pair
 from weir.proxy.control import Message
 from weir.proxy.counters import Shown
+from weir.proxy.flag import Flag
 from weir.proxy.holds import Hold
 from weir.proxy.served import ServedPod
 
@@ -36,10 +36,10 @@ class Tenancy:
         """The pod was told to end; the worker drains it as a queue-proxy would."""
         self.leaving = False
         self.shown = Shown()
-        self.drained = asyncio.Event()
-        self.closed = asyncio.Event()
+        self.drained = Flag()
+        self.closed = Flag()
         """No worker has a listener of it (any more)."""
-        self.released = asyncio.Event()
+        self.released = Flag()
         """Nothing of it is in flight."""
 
     def adoption(self) -> tuple[Message, list[socket.socket]]:

@@ -14,7 +14,7 @@ import logging
 import os
 import socket
 import time
-from collections import deque
+from array import array
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from weir.proxy import contract
 from weir.proxy.certificates import Pair, in_memory, rewrite
 from weir.proxy.control import Channel
 from weir.proxy.environment import SidecarSettings
+from weir.proxy.flag import Flag
 from weir.proxy.observe.observability import observers_for
 from weir.proxy.observe.podpage import PodPage
 from weir.proxy.podlog import context_of
@@ -79,15 +80,15 @@ class Tenant:
         self._foreign = foreign
         self._channel = channel
         self._unopened = listeners
-        self._stock: deque[socket.socket] = deque()
+        self._stock = array("i")  # descriptors: most of them are never used
         self._asked = False
-        self._stocked = asyncio.Event()
+        self._stocked = Flag()
         self._alone = False  # no supervisor, and so no more sockets
-        self._waiting: deque[asyncio.Future[socket.socket]] = deque()
+        self._waiting: list[asyncio.Future[socket.socket]] = []
         periods = [probe.period for probe in revision.probes if probe.period]
         own = min(periods, default=PROBE_PERIOD_SECONDS)
         self._period = LOOK_SECONDS if self.borrowed else own
-        self._lost = asyncio.Event()  # no longer ready
+        self._lost = Flag()  # no longer ready
         self._tls: TlsPort | None = None
         self._files: list[Path] = []
         self._prober = Prober(revision, self._dial, told=self._verdict)
@@ -140,7 +141,7 @@ class Tenant:
             self._close_unopened()
             self._share.close()
             for spare in self._stock:
-                spare.close()
+                os.close(spare)
 
     async def _accept(self, role: Role, listener: socket.socket) -> None:
         if role is Role.TLS and self._tls is None:  # said already
@@ -210,21 +211,22 @@ class Tenant:
         if requests:
             self.relay.last_arrival = now
 
-    def stock(self, sockets: list[socket.socket]) -> None:
-        """Sockets from the supervisor; waiting dials are served first. None at all: it has none."""
+    def stock(self, sockets: list[int]) -> None:
+        """Descriptors of sockets, from the supervisor; waiting dials are served first. None at all:
+        it has none."""
         self._asked = False
         self._stocked.set()
         if not sockets:
             error = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             while self._waiting:
-                future = self._waiting.popleft()
+                future = self._waiting.pop(0)
                 if not future.done():
                     future.set_exception(error)
         self._stock.extend(sockets)
         while self._waiting and self._stock:
-            future = self._waiting.popleft()
+            future = self._waiting.pop(0)
             if not future.done():
-                future.set_result(self._stock.popleft())
+                future.set_result(opened(self._stock.pop()))
         if self._waiting:
             self._ask()
 
@@ -296,7 +298,7 @@ class Tenant:
         if len(self._stock) <= SOCKETS_LOW:
             self._ask()
         if self._stock:
-            return self._stock.popleft()
+            return opened(self._stock.pop())
         if self._alone:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         future: asyncio.Future[socket.socket] = asyncio.get_running_loop().create_future()
@@ -306,7 +308,8 @@ class Tenant:
     async def _watch(self) -> None:
         if await self._prober.ready():
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._lost.wait(), self._period)
+                async with asyncio.timeout(self._period):
+                    await self._lost.wait()
         else:  # an unready container has been polled for seconds by the prober itself
             await self._prober.nap(POLL_SECONDS)
 
@@ -323,6 +326,13 @@ class Tenant:
         else:
             self._lost.set()
         self._channel.send({"op": "ready", "pod": self.name, "ready": ready})
+
+
+def opened(descriptor: int) -> socket.socket:
+    """The socket, as the event loop wants it."""
+    sock = socket.socket(fileno=descriptor)
+    sock.setblocking(False)
+    return sock
 
 
 def numbers(counters: RelayCounters) -> dict[str, float]:

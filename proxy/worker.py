@@ -28,7 +28,7 @@ from weir.proxy.memory import Memory, die, end_without
 from weir.proxy.observe import identity, metrics, opencensus  # noqa: F401
 from weir.proxy.podserver import Role
 from weir.proxy.policy.budget import Budget, connections, fair_level
-from weir.proxy.tenant import Tenant
+from weir.proxy.tenant import Tenant, opened
 from weir.proxy.wire.aside import look_every
 
 REPORT_SECONDS = 0.5
@@ -104,26 +104,23 @@ class Worker:
             tenant.report()
 
     def _receive(self, message: Message, descriptors: list[int]) -> None:
-        sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
-        for sock in sockets:
-            sock.setblocking(False)
         name = message["pod"]
         if message["op"] == "adopt":
-            self._adopt(name, message, sockets)
+            self._adopt(name, message, list(map(opened, descriptors)))
             return
         if name not in self._tenants:  # it left while the message was under way
-            for sock in sockets:
-                sock.close()
+            for descriptor in descriptors:
+                os.close(descriptor)
             if message["op"] == "release":
                 self._channel.send({"op": "closed", "pod": name})
                 self._channel.send({"op": "released", "pod": name})
             return
         tenant, _ = self._tenants[name]
-        tenant.context.run(self._told, tenant, message, sockets)
+        tenant.context.run(self._told, tenant, message, descriptors)
 
-    def _told(self, tenant: Tenant, message: Message, sockets: list[socket.socket]) -> None:
+    def _told(self, tenant: Tenant, message: Message, descriptors: list[int]) -> None:
         if message["op"] == "sockets":
-            tenant.stock(sockets)
+            tenant.stock(descriptors)
         elif message["op"] == "look":
             tenant.look()
         elif message["op"] == "offer":

@@ -68,11 +68,8 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.002)
 
 
-def some(count: int) -> list[socket.socket]:
-    made = [socket.socket() for _ in range(count)]
-    for each in made:
-        each.setblocking(False)
-    return made
+def some(count: int) -> list[int]:
+    return [socket.socket().detach() for _ in range(count)]
 
 
 async def asked(address: tuple[str, int]) -> bytes:

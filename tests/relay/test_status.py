@@ -23,6 +23,14 @@ async def test_every_reader_gets_the_snapshot_of_its_moment(tmp_path: Path) -> N
             assert status == {"count": expected, "path": str(path)}
 
 
+async def test_what_is_told_one_by_one_is_an_array(tmp_path: Path) -> None:
+    path = tmp_path / "status"
+    pods = ["a", {"name": "b"}, None]
+    async with await serve_status(path, lambda: {"pods": iter(pods), "none": iter(()), "n": 1}):
+        status = await asyncio.to_thread(read_status, path)
+    assert status == {"pods": pods, "none": [], "n": 1}
+
+
 async def test_a_socket_that_the_dead_left_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "status"
     path.touch()
