@@ -177,10 +177,8 @@ def _better_with_the_sidecar(settings: SidecarSettings) -> str:
         return f"metrics are to be pushed ({asked.request_metrics.protocol})"
     if asked.profiling:
         return "profiling is asked for"
-    if asked.prometheus.tls_cert or asked.prometheus.tls_key:
-        return "metrics by TLS, whose key only the container can read"
-    if asked.prometheus.tls_cert or asked.prometheus.tls_client_ca_file:
-        return "metrics are asked for with TLS, from files of the image"
+    if asked.prometheus.tls_cert:  # without it the other names are refused
+        return "metrics are asked for with TLS, from files of the container"
     return ""
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.agent.test_supervisor import Workers, tenancy, until, workers  # noqa: F401  a fixture
+from tests.agent.played import Workers, tenancy, until
 from tests.pods import Pod, needs_kernel
 from weir.proxy.agent import Agent
 from weir.proxy.contract import RevisionSettings
@@ -19,8 +19,7 @@ pytestmark = needs_kernel
 
 
 async def test_the_worker_of_a_pod_that_is_not_ready_is_told_to_look(
-    workers: Workers,  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[tuple[str, str]] = []
 

@@ -344,6 +344,7 @@ def test_the_tls_port_shows_the_containers_certificate_and_the_pod_is_relayed_on
         ),
         ({"TRACING_CONFIG_BACKEND": "zipkin"}, "traces"),
         ({"ENABLE_PROFILING": "true"}, "profiling"),
+        ({"METRICS_PROMETHEUS_TLS_CERT": "/x"}, "metrics are asked for with TLS"),
     ],
 )
 def test_what_a_worker_can_not_do_for_a_pod_is_left_to_its_sidecar_with_the_reason(

@@ -4,14 +4,14 @@ import asyncio
 import contextlib
 import json
 import os
-import socket
 from collections.abc import AsyncIterator
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
+from tests.agent.played import Workers, tenancy, until
 from weir.proxy import agent as agent_module
 from weir.proxy import workers as workers_module
 from weir.proxy.agent import Agent
@@ -21,46 +21,8 @@ from weir.proxy.counters import PodCounters
 from weir.proxy.kernel import AttachedPod
 from weir.proxy.pod import PodSpec
 from weir.proxy.served import ServedPod
-from weir.proxy.workers import WorkerProcess
 
 NUMBERS = [field.name for field in fields(PodCounters) if field.name != "latency"]
-
-
-class Workers:
-    """Our ends of the channels of the workers that the supervisor started, oldest first."""
-
-    def __init__(self) -> None:
-        self.ends: list[socket.socket] = []
-
-    async def count(self, wanted: int) -> None:
-        async with asyncio.timeout(20):
-            while len(self.ends) < wanted:
-                await asyncio.sleep(0.005)
-
-    def say(self, number: int, text: str) -> None:
-        self.ends[number].send(text.encode())
-
-    def all_say(self, **message: Any) -> None:
-        """Those that live; the supervisor hears the one that has the pod."""
-        for number in range(len(self.ends)):
-            with contextlib.suppress(OSError):
-                self.say(number, json.dumps(message))
-
-
-@pytest.fixture
-async def workers(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Workers]:
-    made = Workers()
-
-    async def start(self: WorkerProcess) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        made.ends.append(theirs)
-        self._listen(ours)
-
-    monkeypatch.setattr(WorkerProcess, "start", start)
-    monkeypatch.setattr(workers_module, "RESTART_SECONDS", 0.1)
-    yield made
-    for end in made.ends:
-        end.close()
 
 
 @contextlib.asynccontextmanager
@@ -82,16 +44,6 @@ async def running(
                 workers.all_say(op=word, pod=tenancy(number))
 
 
-def tenancy(number: int) -> str:
-    return f"{number}/{number + 1}"
-
-
-async def until(agent: Agent, number: int, name: str, value: Any) -> None:
-    async with asyncio.timeout(20):
-        while agent.snapshot()["pods"][number][name] != value:
-            await asyncio.sleep(0.005)
-
-
 @pytest.mark.parametrize(
     "requests", ["NaN", "-Infinity", "1e300", "9" * 4000, '"many"', "null", "[1]", "-1"]
 )
@@ -104,10 +56,10 @@ async def test_counters_that_can_not_be_summed_cost_neither_the_status_nor_the_n
             workers.say(number, f'{{"op": "report", "pod": "0/1", "counters": {counters}}}')
             workers.say(number, '{"op": "ready", "pod": "0/1", "ready": true}')
             await until(agent, 0, "ready", True)
-            json.dumps(agent.snapshot(), allow_nan=False)
+            json.dumps([*agent.snapshot()["pods"]], allow_nan=False)
             workers.ends[number].close()
             await workers.count(number + 2)
-        assert agent.snapshot()["pods"][0]["relayed"] == {"requests": 0, "integral": 3.0}
+        assert next(agent.snapshot()["pods"])["relayed"] == {"requests": 0, "integral": 3.0}
 
 
 async def test_a_worker_speaks_for_its_own_pods_only(workers: Workers) -> None:
@@ -164,12 +116,12 @@ async def test_nonsense_of_a_worker_costs_at_most_that_worker(
         workers.say(0, message)
         workers.say(1, f'{{"op": "ready", "pod": "{tenancy(1)}", "ready": true}}')
         await until(agent, 1, "ready", True)
-        assert agent.snapshot()["pods"][0]["ready"] is False
-        while not agent.snapshot()["pods"][0]["ready"]:
+        assert next(agent.snapshot()["pods"])["ready"] is False
+        while not next(agent.snapshot()["pods"])["ready"]:
             workers.all_say(op="ready", pod="0/1", ready=True)
             await asyncio.sleep(0.005)
-        assert agent.snapshot()["pods"][1]["worker_restarts"] == 0
-        json.dumps(agent.snapshot(), allow_nan=False)
+        assert [*agent.snapshot()["pods"]][1]["worker_restarts"] == 0
+        json.dumps([*agent.snapshot()["pods"]], allow_nan=False)
 
 
 async def test_a_worker_that_asks_for_sockets_without_end_is_replaced(
