@@ -6,7 +6,9 @@ an agent and the real queue-proxy are measured in the same pod, each in rounds w
 All go through the same veth pair. What is added is steering (once per connection) and counting
 (twice per request), in softirq on behalf of client or server: so it is in their CPU per request,
 and on a quiet machine in that of the whole machine, too. Without a proxy nothing at all is attached
-to the pod; `steered` is the direct path without its counting. Other work of the machine disturbs a
+to the pod; `attached` is the user port of a pod that has everything attached, and finds that its
+connections are not the ones to count: what the kernel's hooks themselves cost; `steered` is the
+direct path without its counting. Other work of the machine disturbs a
 single run by far more than what is measured: many short rounds in turn, and the median of what
 differs within each. nginx and wrk have a CPU each, as the scheduler's choice of one or two of them
 makes more of a difference than anything else. What the counting programs themselves take is
@@ -51,7 +53,7 @@ os.environ["NGINX"] = f"{made.fileno()};"
 os.execv(sys.argv[2], sys.argv[2:])
 """
 CONNECTIONS = (1, 16, 64)
-VARIANTS = ("no proxy", "steered", "direct", "tc")
+VARIANTS = ("no proxy", "attached", "steered", "direct", "tc")
 CASES = (*((f"keep c{c}", c, ()) for c in CONNECTIONS), ("close c16", 16, ("Connection: close",)))
 COUNTING = ("follow_in", "follow_out", "socket_event")
 STATISTICS = Path("/proc/sys/kernel/bpf_stats_enabled")
@@ -148,6 +150,8 @@ def _run(
         if pod.steering() != ("tc" if variant == "tc" else "sk_lookup"):
             raise RuntimeError(f"{variant}: steered by {pod.steering()}")
         pod.open_direct()
+        if variant == "attached":
+            return _timed(target, partial(drive, USER_PORT, seconds))
         if variant == "steered":
             for program in COUNTING:
                 pod.links.pop(program).close()
