@@ -14,6 +14,7 @@ from typing import Any
 from weir.proxy import contract
 from weir.proxy.wire.aside import put_aside
 from weir.proxy.wire.clients import CLIENT_BYTES
+from weir.proxy.wire.flow import BACKLOG, MEMORY, Flow
 from weir.proxy.wire.h2 import frames
 from weir.proxy.wire.h2.frames import FRAME_BYTES, LARGEST_WINDOW
 from weir.proxy.wire.h2.hpack import Block, Decoder, HpackError, TooLarge
@@ -21,6 +22,8 @@ from weir.proxy.wire.h2.sending import WINDOW, Ahead, S, Sender
 
 STREAM_BYTES = 1024
 """What a stream takes on each of its two connections, about, with all that is known of it."""
+_SLICE, _HEAD = 1024, 16
+"""So many frames are read at a time, a millisecond or two; a head costs as much as so many."""
 _IDLE_FRAMES = 10_000
 _SETTINGS = 32
 """In one frame. Some concern all streams, and so cost more than other bytes."""
@@ -43,9 +46,13 @@ class Endpoint(Sender[S]):
         "_block_stream",
         "_idle_frames",
         "_idle_since",
+        "_late",
+        "_left",
         "_rest",
+        "_turns",
         "closing",
         "decoder",
+        "flow",
         "initial_window",
         "max_streams",
         "partner",
@@ -60,6 +67,9 @@ class Endpoint(Sender[S]):
         self.max_streams = 1 << 31
         self.closing = False
         self._rest = b""
+        self._turns = self.pool.turns
+        self._late = False  # there are whole frames in the rest, and it stands in line
+        self._left = 0  # of the slice
         self._block = bytearray()
         self._block_stream = 0
         self._block_flags = 0
@@ -70,15 +80,50 @@ class Endpoint(Sender[S]):
     def begin(self, transport: asyncio.Transport, first: bytes) -> None:
         """Take a transport, and say hello."""
         self.transport = transport
+        self.flow = Flow(transport)
         self.send(first + frames.window(0, WINDOW - frames.DEFAULT_WINDOW))
 
     def data_received(self, data: bytes) -> None:
+        if self._turns.line:  # others of this pod are late, and so it is not served out of turn
+            put_aside(len(data))
+            self._rest += data
+            self._wait()
+        else:
+            self._slice(self._rest + data if self._rest else data)
+            if self._late:
+                self._late = False
+                self._wait()
+
+    def _wait(self) -> None:
+        if not self._late and not self.closing:
+            self._late = True
+            self.flow.hold(BACKLOG)
+            self._turns.wait(self)
+
+    def go_on(self) -> bool:
+        """Its turn has come. Is there still more?"""
+        self._late = False
+        if not self.closing:
+            self._slice(self._rest)
+        if not self._late and not self.closing:
+            self.flow.release(BACKLOG)
+        return self._late
+
+    def catch_up(self) -> None:
+        """Read all that has come: there will be no turn."""
+        while self._late and not self.closing:
+            self._late = False
+            self._slice(self._rest)
+
+    def _slice(self, data: bytes) -> None:
+        """Read so many frames, and write once for them."""
         partner = self.partner
+        self._left = _SLICE
         self._corked = True
         if partner is not None:
             partner._corked = True
         try:
-            self._read(self._rest + data if self._rest else data)
+            self._read(data)
         except Fault as fault:
             self.fail(fault)
         finally:
@@ -104,11 +149,10 @@ class Endpoint(Sender[S]):
 
     def hold(self, held: bool) -> None:
         """Read nothing, for want of memory; or go on."""
-        if not self.transport.is_closing():
-            if held:
-                self.transport.pause_reading()
-            else:
-                self.transport.resume_reading()
+        if held:
+            self.flow.hold(MEMORY)
+        else:
+            self.flow.release(MEMORY)
 
     def weigh(self) -> int:
         """Bytes of memory, about, without those of exchanges; 0 for one that is ending."""
@@ -132,6 +176,10 @@ class Endpoint(Sender[S]):
             stop = at + 9 + size
             if stop > end:
                 break
+            if self._left <= 0:
+                self._late = True
+                break
+            self._left -= 1
             payload = data[at + 9 : stop]
             at = stop
             number &= 0x7FFFFFFF
@@ -212,6 +260,7 @@ class Endpoint(Sender[S]):
             self._block += payload
 
     def _block_ends(self, number: int, block: bytes, ended: bool) -> None:
+        self._left -= _HEAD
         try:
             self.headers_received(number, self.decoder.decode(block), ended)
         except HpackError as error:

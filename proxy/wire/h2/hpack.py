@@ -240,6 +240,8 @@ class Decoder:
                     field, at = self._literal(block, at, 4)
                 size += len(field[0]) + len(field[1]) + _OVERHEAD
                 left -= 1
+                if left < -MOST_FIELDS:
+                    raise HpackError("far too many fields")
                 if size <= self._limit and left >= 0:  # beyond it only the table matters
                     fields.append(field)
         except IndexError:

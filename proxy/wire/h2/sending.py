@@ -19,6 +19,7 @@ from weir.proxy.wire.aside import put_aside
 from weir.proxy.wire.h2 import frames
 from weir.proxy.wire.h2.frames import FRAME_BYTES
 from weir.proxy.wire.h2.hpack import EMPTY_TABLE
+from weir.proxy.wire.turns import Turns
 
 WINDOW = 1 << 20
 """Bytes of bodies that a connection may have on their way through us, in each direction."""
@@ -44,12 +45,13 @@ def join(waiting: Joinable, piece: bytes, ended: bool) -> bool:
 
 
 class Ahead:
-    """What is left of _ALL_AHEAD_BYTES."""
+    """What the connections of a pod have in common: what is left of _ALL_AHEAD_BYTES, and turns."""
 
-    __slots__ = ("left",)
+    __slots__ = ("left", "turns")
 
     def __init__(self) -> None:
         self.left = _ALL_AHEAD_BYTES
+        self.turns = Turns()
 
 
 E = TypeVar("E", bound="Sender[Any]", covariant=True)

@@ -113,6 +113,7 @@ class UserConnection(Endpoint[UserStream]):
         self.end("EOF")
 
     def connection_lost(self, error: Exception | None) -> None:
+        self.catch_up()
         if isinstance(error, ConnectionResetError):
             self.end("read: connection reset by peer")
         else:
