@@ -25,6 +25,7 @@ from bench import load, sidecars
 from bench.start import ENTER
 from tests.contract.place import Place
 from tests.contract.world import DATA, ENVIRONMENT, USER
+from tests.kernel.bpffs import mounted
 from weir.proxy.cgroups import cgroup2_mount
 from weir.proxy.wire.status import read_status
 
@@ -44,8 +45,7 @@ def measure(seconds: float) -> dict[str, float]:
     count = int(os.environ.get("WEIR_BENCH_PODS", "100"))
     if os.geteuid() != 0 or not HOLD.exists():
         raise load.Missing("needs root and hold/weir-hold (make hold)")
-    with _pods(count) as (cgroups, places), tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with _pods(count) as (cgroups, places), _folder() as folder:
         missing = folder / "none"
         with _agent(folder, [{"name": "none", "holdCgroup": str(missing)}]) as status:
             alone = _agent_memory(status())
@@ -126,6 +126,16 @@ def _wait(condition: Callable[[], bool], what: str, pause: float = 0.05) -> None
 
 
 @contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    """With a bpffs in it, since agents pin what they attach."""
+    with tempfile.TemporaryDirectory() as name:
+        at = Path(name, "bpf")
+        at.mkdir()
+        with mounted(at):
+            yield Path(name)
+
+
+@contextlib.contextmanager
 def _pods(count: int) -> Iterator[tuple[list[Path], list[Place]]]:
     mount = cgroup2_mount()
     if mount is None:
@@ -167,9 +177,10 @@ def _hold(place: Place, cgroup: Path, number: int) -> subprocess.Popen[bytes]:
 
 @contextlib.contextmanager
 def _agent(folder: Path, pods: list[dict[str, str]]) -> Iterator[Callable[[], dict[str, Any]]]:
-    socket_, file = folder / "agent.sock", folder / "pods.json"
+    socket_, file, pins = folder / "agent.sock", folder / "pods.json", folder / "bpf" / "weir"
     file.write_text(json.dumps({"pods": pods}))
-    command = sidecars.agent_command("--pods", str(file), "--status", str(socket_))
+    where = ("--pods", str(file), "--status", str(socket_), "--pins", str(pins))
+    command = sidecars.agent_command(*where)
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
     def status() -> dict[str, Any]:

@@ -30,8 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         return _call_sidecar(None)
     import logging
 
-    parser = _parser(argv[0] if argv else "")
-    args = parser.parse_args(argv)
+    args = _parser(argv[0] if argv else "").parse_args(argv)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO)
     status: int = args.call(args)
     return status
@@ -193,6 +192,7 @@ def _call_agent(args: "argparse.Namespace") -> int:
     # makes no TLS and waits for its workers, and does without a tenth of its memory
     sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]
     import asyncio
+    import gc
     import signal
 
     from weir.proxy import selftest
@@ -201,6 +201,8 @@ def _call_agent(args: "argparse.Namespace") -> int:
     from weir.proxy.pod import PodFileError, load_pods
     from weir.proxy.wire.status import serve_status
 
+    gc.collect()  # the parser of the command line, which is no small thing
+    gc.freeze()
     try:
         pods = load_pods(args.pods)
     except PodFileError as e:
