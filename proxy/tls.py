@@ -18,6 +18,7 @@ from weir.proxy.environment import CERTIFICATES
 from weir.proxy.tls_settings import TlsSettings
 from weir.proxy.wire.clients import Clients
 from weir.proxy.wire.secure import SecureServer
+from weir.proxy.wire.turns import Turns
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ class TlsPort:
         self._timer: asyncio.TimerHandle | None = None
         self.young: Clients[SecureServer] = Clients()
         """Connections that have no TLS yet."""
+        self._turns = Turns()
         self._loaded = self._on_disk()
         self.context = self._load()
 
@@ -72,7 +74,9 @@ class TlsPort:
         """
 
         def protocol() -> asyncio.Protocol:
-            connection = SecureServer(self.context, make, self.young.discard, self._patience)
+            connection = SecureServer(
+                self.context, make, self.young.discard, self._patience, self._turns
+            )
             self.young.add(connection)
             return connection
 

@@ -19,7 +19,9 @@ from typing import Any, cast
 from weir.proxy import contract
 from weir.proxy.wire.aside import put_aside
 from weir.proxy.wire.clients import SPARE_SECONDS, TLS_BYTES
+from weir.proxy.wire.flow import BACKLOG, MEMORY, Flow
 from weir.proxy.wire.server import ServerConnection
+from weir.proxy.wire.turns import Turns
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +32,7 @@ _HTTP = frozenset(
 _READ_BYTES = 256 << 10
 _PIECE_BYTES = 64 << 10
 """What goes through OpenSSL's buffers at once: they keep the size they once had."""
-_HANDSHAKE_BYTES = 128 << 10
+_HANDSHAKE_BYTES = 64 << 10
 """A handshake may have so much, about: chains of certificates are far below."""
 _YOUNG_BYTES = TLS_BYTES + (4 * _HANDSHAKE_BYTES)
 """What one may take: OpenSSL makes room for a message as long as was announced, and what came of it
@@ -46,12 +48,13 @@ class SecureServer(asyncio.Protocol):
     clients there are, or tells them to go, means those that still shake hands, too.
 
     `done` hears, once, that the handshake has come to an end, good or bad; it has `patience`
-    seconds.
+    seconds. Handshakes go on in `turns`: a thousand that come at once are a second of work.
     """
 
     __slots__ = (
         "_done",
         "_first",
+        "_flow",
         "_incoming",
         "_most",
         "_object",
@@ -62,6 +65,7 @@ class SecureServer(asyncio.Protocol):
         "_taken",
         "_timer",
         "_transport",
+        "_turns",
         "_unwanted",
         "_upper",
         "context",
@@ -73,7 +77,9 @@ class SecureServer(asyncio.Protocol):
         make: Callable[[], asyncio.Protocol],
         done: Callable[[SecureServer], None],
         patience: float | None = None,
+        turns: Turns | None = None,
     ) -> None:
+        self._turns = Turns() if turns is None else turns
         self._patience = contract.READ_HEAD_SECONDS if patience is None else patience
         self.context = context
         self._protocol: asyncio.Protocol | None = make()  # until the one above it has it
@@ -113,12 +119,23 @@ class SecureServer(asyncio.Protocol):
         if transport is None or transport.is_closing():
             return 0
         if self._upper is None:
-            return 0 if self._object is None else _YOUNG_BYTES
+            return len(self._first) + (0 if self._object is None else _YOUNG_BYTES)
         return TLS_BYTES + self._most * 4 // 3
+
+    def hold(self, held: bool) -> None:
+        """Read no handshake, for want of memory; or go on."""
+        transport: asyncio.Transport | None = self._transport
+        if transport is None:
+            return
+        if held and self._upper is None:
+            self._flow.hold(MEMORY)
+        else:
+            self._flow.release(MEMORY)
 
     # --- asyncio ---------------------------------------------------------------------------
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._flow = Flow(self._transport)
         if self._unwanted:
             self._transport.abort()
             return
@@ -129,8 +146,10 @@ class SecureServer(asyncio.Protocol):
         if self._upper is not None and len(data) <= self._most:
             self._incoming.write(data)
             self._upper.pump()
-        elif self._object is not None:
+        elif self._upper is not None:
             self._take(data)
+        elif self._object is not None:
+            self._wait(data)
         elif not self._refused:
             self._begin(self._first + data)
 
@@ -144,6 +163,7 @@ class SecureServer(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._settled()
+        self._first = b""
         upper, self._upper = self._upper, None
         protocol, self._protocol = self._protocol, None
         if upper is not None:
@@ -176,14 +196,28 @@ class SecureServer(asyncio.Protocol):
     # --- the beginning -----------------------------------------------------------------------
     def _begin(self, data: bytes) -> None:
         if data[0] == _HANDSHAKE:
-            self._object = self.context.wrap_bio(self._incoming, self._outgoing, server_side=True)
-            self._first = b""
-            put_aside(_YOUNG_BYTES)
-            self._take(data)
+            self._wait(data)
         elif len(data) < 5:
             self._first = data
         else:
             self._refuse(data)
+
+    def _wait(self, data: bytes) -> None:
+        put_aside(len(data))
+        self._first = data
+        self._flow.hold(BACKLOG)
+        self._turns.wait(self)
+
+    def go_on(self) -> bool:
+        """Its turn has come: take what the client said of its handshake."""
+        data, self._first = self._first, b""
+        if not self._transport.is_closing():
+            if self._object is None:
+                put_aside(_YOUNG_BYTES)
+                self._object = self.context.wrap_bio(self._incoming, self._outgoing, True)
+            self._flow.release(BACKLOG)
+            self._take(data)
+        return False
 
     def _refuse(self, data: bytes) -> None:
         """Say so to plain HTTP, nothing to anything else; then read on for a moment."""
@@ -213,6 +247,7 @@ class SecureServer(asyncio.Protocol):
             return
         self._flush()
         self._settled()
+        self._flow.release(MEMORY)
         protocol, self._protocol = self._protocol, None
         assert protocol is not None
         upper = SecureTransport(self, self._transport, connection, self._outgoing, protocol)

@@ -221,6 +221,8 @@ class ServerConnection:
                 self.flow.hold(MEMORY)
             else:
                 self.flow.release(MEMORY)
+        elif self.below is not None:
+            self.below.hold(held)
 
     def cut(self) -> None:
         """At once, as if the client had."""

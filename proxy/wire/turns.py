@@ -1,8 +1,8 @@
 """Whose turn it is among a pod's connections that have more to do than other pods can wait for.
 
-Owns the line and its pace: one slice in each turn of the event loop, for all of the pod together.
-So what many small frames cost is paid by the pod whose clients sent them; the other pods of the
-process wait for one slice. It knows nothing of what is done in a slice.
+Owns the line and its pace: for all connections of a pod together there is one slice of work in each
+turn of the event loop. So what many small frames cost is paid by the pod whose clients sent them;
+the other pods of the process wait for one slice. It knows nothing of what is done in a slice.
 """
 
 from __future__ import annotations
@@ -17,13 +17,30 @@ class Late(Protocol):
         """Do one slice. Is there more?"""
 
 
-class Turns:
-    """`line` holds who waits; whoever has something to do then goes to its end."""
+SLICE = 1024
+"""A millisecond or two, in frames of HTTP/2."""
 
-    __slots__ = ("line",)
+
+class Turns:
+    """`line` holds who waits; whoever has something to do then goes to its end.
+
+    `left` of the slice is for those that come while nobody waits; they take what they use of it.
+    """
+
+    __slots__ = ("_now", "left", "line")
 
     def __init__(self) -> None:
         self.line: deque[Late] = deque()
+        self.left = SLICE
+        self._now = 0.0
+
+    def look(self) -> int:
+        """What is left for who comes now, while nobody waits."""
+        now = asyncio.get_running_loop().time()  # of an event loop that stands still in a turn
+        if now != self._now:
+            self._now = now
+            self.left = SLICE
+        return self.left
 
     def wait(self, late: Late) -> None:
         """To be called once until its `go_on` has said that there is no more."""
@@ -32,6 +49,7 @@ class Turns:
         self.line.append(late)
 
     def _next(self) -> None:
+        self.left = SLICE
         late = self.line[0]  # it stays until it is done: who comes meanwhile is behind it
         more = late.go_on()
         self.line.popleft()

@@ -171,6 +171,8 @@ def test_what_is_no_tls_never_gets_through(
                 break
             server.data_received(rest[:size])
             rest = rest[size:]
+            while wire.paused and not wire.closed:
+                await asyncio.sleep(0)
         if not wire.closed:
             server.eof_received()
         assert wire.closed

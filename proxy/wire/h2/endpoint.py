@@ -19,11 +19,12 @@ from weir.proxy.wire.h2 import frames
 from weir.proxy.wire.h2.frames import FRAME_BYTES, LARGEST_WINDOW
 from weir.proxy.wire.h2.hpack import Block, Decoder, HpackError, TooLarge
 from weir.proxy.wire.h2.sending import WINDOW, Ahead, S, Sender
+from weir.proxy.wire.turns import SLICE
 
 STREAM_BYTES = 1024
 """What a stream takes on each of its two connections, about, with all that is known of it."""
-_SLICE, _HEAD = 1024, 16
-"""So many frames are read at a time, a millisecond or two; a head costs as much as so many."""
+_HEAD, _BYTES = 16, 512
+"""A head costs as much of a slice as so many frames, and so many bytes as one."""
 _IDLE_FRAMES = 10_000
 _SETTINGS = 32
 """In one frame. Some concern all streams, and so cost more than other bytes."""
@@ -89,6 +90,7 @@ class Endpoint(Sender[S]):
             self._rest += data
             self._wait()
         else:
+            self._left = self._turns.look()
             self._slice(self._rest + data if self._rest else data)
             if self._late:
                 self._late = False
@@ -103,6 +105,7 @@ class Endpoint(Sender[S]):
     def go_on(self) -> bool:
         """Its turn has come. Is there still more?"""
         self._late = False
+        self._left = SLICE
         if not self.closing:
             self._slice(self._rest)
         if not self._late and not self.closing:
@@ -113,12 +116,12 @@ class Endpoint(Sender[S]):
         """Read all that has come: there will be no turn."""
         while self._late and not self.closing:
             self._late = False
+            self._left = SLICE
             self._slice(self._rest)
 
     def _slice(self, data: bytes) -> None:
         """Read so many frames, and write once for them."""
         partner = self.partner
-        self._left = _SLICE
         self._corked = True
         if partner is not None:
             partner._corked = True
@@ -127,6 +130,7 @@ class Endpoint(Sender[S]):
         except Fault as fault:
             self.fail(fault)
         finally:
+            self._turns.left = self._left
             self._flush()
             if partner is not None:
                 partner._flush()
@@ -179,7 +183,7 @@ class Endpoint(Sender[S]):
             if self._left <= 0:
                 self._late = True
                 break
-            self._left -= 1
+            self._left -= 1 + size // _BYTES
             payload = data[at + 9 : stop]
             at = stop
             number &= 0x7FFFFFFF
@@ -267,6 +271,9 @@ class Endpoint(Sender[S]):
             raise Fault(frames.COMPRESSION_ERROR, str(error)) from None
         except TooLarge:
             self.headers_received(number, None, ended)
+        if self.decoder.fresh:
+            self._left -= self.decoder.fresh // _BYTES
+            self.decoder.fresh = 0
 
     @staticmethod
     def _unpadded(payload: bytes, skip: int) -> bytes:

@@ -159,6 +159,7 @@ class Decoder:
         "_room",
         "_size",
         "_strings",
+        "fresh",
     )
 
     def __init__(self, limit: int) -> None:
@@ -172,6 +173,8 @@ class Decoder:
         self._blocks: dict[bytes, Block] = {}
         self._literal_blocks: dict[bytes, tuple[Block, list[Field]]] = {}
         self._remembered = 0  # bytes of the fields of both
+        self.fresh = 0
+        """Bytes of the fields that were not known: what it cost. To be reset by who asks."""
         # of the block that is being decoded
         self._added: list[Field] = []
         self._counted = 0
@@ -246,6 +249,7 @@ class Decoder:
                     fields.append(field)
         except IndexError:
             raise HpackError("the block ends too early") from None
+        self.fresh = size
         if size > self._limit or left < 0:
             self._added = []
             raise TooLarge

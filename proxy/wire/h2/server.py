@@ -306,6 +306,7 @@ class ClientConnection(Endpoint[ClientStream]):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.closing = True
+        self._rest = b""
         if self._timer is not None:
             self._timer.cancel()
         self.end("")

@@ -114,6 +114,7 @@ class UserConnection(Endpoint[UserStream]):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.catch_up()
+        self._rest = b""
         if isinstance(error, ConnectionResetError):
             self.end("read: connection reset by peer")
         else:
