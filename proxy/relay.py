@@ -198,7 +198,7 @@ class Relay:
         from weir.proxy.wire.h2.user import UserLink
 
         if self._ahead is None:
-            self._ahead = Ahead()
+            self._ahead = Ahead(self.clients.turns)
         link = UserLink(self._user.reach, self._ahead, self.clients.share)
         client = ClientConnection(self._serve_stream, self.clients.discard, link)
         link.serve(client)
@@ -307,7 +307,10 @@ class Relay:
 
     # --- for whoever runs the relay ------------------------------------------------------------
     def protocol(self) -> asyncio.Protocol:
-        client = ServerConnection(self._serve, self.clients.discard, self._speak_http2)
+        clients = self.clients
+        client = ServerConnection(
+            self._serve, clients.discard, self._speak_http2, turns=clients.turns
+        )
         self.clients.add(client)
         return as_protocol(client)
 

@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Generic, Protocol, TypeVar
 
 from weir.proxy.policy.budget import Share
+from weir.proxy.wire.turns import Turns
 
 LOOKS = 64
 """Connections that are asked at once: where all are busy, no time is to be lost with them."""
@@ -35,12 +36,14 @@ C = TypeVar("C", bound=Sparing)
 class Clients(Generic[C]):
     """A set of them. `share` is what they are charged to, `most` how many there may be."""
 
-    __slots__ = ("_clients", "_most", "share")
+    __slots__ = ("_clients", "_most", "share", "turns")
 
     def __init__(self, share: Share | None = None, most: int = 1 << 31) -> None:
         self._clients: dict[C, None] = {}
         self.share = share
         self._most = most
+        self.turns = Turns()
+        """For what takes long, all of them together."""
 
     def __len__(self) -> int:
         return len(self._clients)

@@ -12,6 +12,8 @@ OTHER_SIDE = 1
 """The connection that what we read is written to is full."""
 MEMORY = 4
 """There is too little memory to read anything, for a moment."""
+TURN = 8
+"""There is more than is done at a time, and others of the pod come first."""
 BACKLOG = 2
 """What we read can't be used yet: a pipelined request, or a body whose way is not open."""
 

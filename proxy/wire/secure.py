@@ -19,7 +19,7 @@ from typing import Any, cast
 from weir.proxy import contract
 from weir.proxy.wire.aside import put_aside
 from weir.proxy.wire.clients import SPARE_SECONDS, TLS_BYTES
-from weir.proxy.wire.flow import BACKLOG, MEMORY, Flow
+from weir.proxy.wire.flow import MEMORY, TURN, Flow
 from weir.proxy.wire.server import ServerConnection
 from weir.proxy.wire.turns import Turns
 
@@ -205,7 +205,7 @@ class SecureServer(asyncio.Protocol):
     def _wait(self, data: bytes) -> None:
         put_aside(len(data))
         self._first = data
-        self._flow.hold(BACKLOG)
+        self._flow.hold(TURN)
         self._turns.wait(self)
 
     def go_on(self) -> bool:
@@ -215,7 +215,7 @@ class SecureServer(asyncio.Protocol):
             if self._object is None:
                 put_aside(_YOUNG_BYTES)
                 self._object = self.context.wrap_bio(self._incoming, self._outgoing, True)
-            self._flow.release(BACKLOG)
+            self._flow.release(TURN)
             self._take(data)
         return False
 

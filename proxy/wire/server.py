@@ -18,14 +18,17 @@ from weir.proxy.wire.body import BodyReader, reader
 from weir.proxy.wire.clients import CLIENT_BYTES, SPARE_SECONDS
 from weir.proxy.wire.connection import plain_address
 from weir.proxy.wire.fields import HEAD_END, Malformed
-from weir.proxy.wire.flow import BACKLOG, MEMORY, OTHER_SIDE, Flow
+from weir.proxy.wire.flow import BACKLOG, MEMORY, OTHER_SIDE, TURN, Flow
 from weir.proxy.wire.head import RequestHead, check_start
 from weir.proxy.wire.protocol import Handler, as_protocol
+from weir.proxy.wire.turns import SLICE, Turns
 
 BACKLOG_BYTES = 64 << 10
 """Bytes of later requests that are read while one is open; then reading is held."""
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\n"
 """How a client begins that knows of HTTP/2 (RFC 9113, 3.4), as far as it reads like a head."""
+LARGE_READ = 16 << 10
+"""Bytes that are taken at once without asking what it costs; a millisecond or two at most."""
 LINGER_SECONDS = 0.5
 """How long a refused client may go on sending, so that it reads the refusal and not a reset."""
 
@@ -56,16 +59,23 @@ It sets the connection's `exchange`, unless it answers and calls `finish` before
 """
 
 
+def _cost(data: bytes) -> int:
+    """In frames of HTTP/2: it is lines that cost, of heads and of chunks, and bytes not much."""
+    return len(data) // 512 + data.count(b"\n") // 2
+
+
 class ServerConnection:
     """`write` a response, then `finish` it; the next request is not read before."""
 
     __slots__ = (
         "_advancing",
         "_allowance",
+        "_behind",
         "_body",
         "_cut",
         "_gone",
         "_http2",
+        "_late",
         "_lingering",
         "_made",
         "_most_head",
@@ -77,6 +87,7 @@ class ServerConnection:
         "_timer",
         "_transport",
         "_tunnel",
+        "_turns",
         "_unwanted",
         "below",
         "exchange",
@@ -96,9 +107,10 @@ class ServerConnection:
         http2: Http2 | None = None,
         patience: float | None = None,
         most_head: int = contract.MAX_HEAD_BYTES,
+        turns: Turns | None = None,
     ) -> None:
         """`patience`: seconds for a head to come, if not those of the data port; `most_head`: its
-        bytes."""
+        bytes. `turns` are those of the pod."""
         self._service = service
         self._gone = gone
         self._http2 = http2
@@ -106,6 +118,9 @@ class ServerConnection:
         self._successor: Handler | None = None
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self._most_head = most_head
+        self._turns = Turns() if turns is None else turns
+        self._late = False  # it stands in line, with what it read before
+        self._behind = b""
         self._made = False
         self._cut = False
         self._unwanted = False  # closed before it was made: accepting and making are two steps
@@ -188,7 +203,7 @@ class ServerConnection:
 
     def spare(self, now: float) -> bool:
         """Close, unless something is asked, or was since this was asked the last time."""
-        if self._open or not self._made or self._lingering or self._body is not None:
+        if self._open or not self._made or self._lingering or self._body is not None or self._late:
             return False
         if self._transport.is_closing() or self._transport.get_write_buffer_size():
             return False
@@ -212,7 +227,7 @@ class ServerConnection:
         waiting = self._transport.get_write_buffer_size() if self._made else 0
         if self.below is not None:
             waiting += self.below.weigh()
-        return CLIENT_BYTES + len(self._rest) + waiting
+        return CLIENT_BYTES + len(self._rest) + len(self._behind) + waiting
 
     def hold(self, held: bool) -> None:
         """Read nothing, for want of memory; or go on."""
@@ -229,6 +244,7 @@ class ServerConnection:
         self._cut = True
         if self._made:
             self._rest.clear()
+            self._behind = b""
             self._transport.abort()
         elif self.below is not None:
             self.below.abort()
@@ -257,7 +273,7 @@ class ServerConnection:
 
     @property
     def idle(self) -> bool:
-        return not self._open and not self._rest and self._body is None
+        return not self._open and not self._rest and self._body is None and not self._late
 
     @property
     def awaited(self) -> bool:
@@ -278,6 +294,49 @@ class ServerConnection:
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
+        if len(data) > LARGE_READ or self._late:
+            self._in_turn(data)
+        else:
+            self._received(data)
+
+    def _in_turn(self, data: bytes) -> None:
+        """What takes long is not done while other pods wait."""
+        self._behind = self._behind + data if self._behind else data
+        if self._late:
+            return
+        if not self._turns.line:
+            left = self._turns.look() - _cost(data)
+            if left >= 0:
+                self._turns.left = left
+                self._behind = b""
+                self._received(data)
+                return
+        self._late = True
+        put_aside(len(data))
+        self.flow.hold(TURN)
+        self._turns.wait(self)
+
+    def go_on(self) -> bool:
+        """Its turn has come. Is there still more?"""
+        data = self._behind
+        if _cost(data) > SLICE:
+            data, self._behind = data[:LARGE_READ], data[LARGE_READ:]
+        else:
+            self._behind = b""
+        if not self._transport.is_closing():
+            self._received(data)
+        self._late = bool(self._behind)
+        if not self._late:
+            self.flow.release(TURN)
+        return self._late
+
+    def _overtaken(self, data: bytes) -> bytes:
+        """With all that was read: another one goes on with it, and says when to read."""
+        self.flow.release(TURN)
+        behind, self._behind = self._behind, b""
+        return data + behind if behind else data
+
+    def _received(self, data: bytes) -> None:
         if self._tunnel:
             if self.exchange is not None:
                 self.exchange.client_tunnelled(data)
@@ -291,6 +350,7 @@ class ServerConnection:
         self._lose()
         self._cancel_timer()
         self._rest.clear()
+        self._behind = b""
         self._gone(self)
 
     def pause_writing(self) -> None:
@@ -316,7 +376,7 @@ class ServerConnection:
                 if self._body is not None:
                     data = self._more(self._body, data)
                 elif self._successor is not None:
-                    self._successor.data_received(data)
+                    self._successor.data_received(self._overtaken(data))
                     return
                 elif self._open or self.full:  # who reads no answers gets no more of them
                     self._rest += data
@@ -358,7 +418,7 @@ class ServerConnection:
             self._cancel_timer()
             if self._http2 is not None and data.startswith(HTTP2_PREFACE):
                 self._gone(self)
-                self._http2(self._transport, data)
+                self._http2(self._transport, self._overtaken(data))
                 return b""
         end += 4
         if end > LARGE_BYTES:

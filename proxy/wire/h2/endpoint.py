@@ -14,7 +14,7 @@ from typing import Any
 from weir.proxy import contract
 from weir.proxy.wire.aside import put_aside
 from weir.proxy.wire.clients import CLIENT_BYTES
-from weir.proxy.wire.flow import BACKLOG, MEMORY, Flow
+from weir.proxy.wire.flow import MEMORY, TURN, Flow
 from weir.proxy.wire.h2 import frames
 from weir.proxy.wire.h2.frames import FRAME_BYTES, LARGEST_WINDOW
 from weir.proxy.wire.h2.hpack import Block, Decoder, HpackError, TooLarge
@@ -99,7 +99,7 @@ class Endpoint(Sender[S]):
     def _wait(self) -> None:
         if not self._late and not self.closing:
             self._late = True
-            self.flow.hold(BACKLOG)
+            self.flow.hold(TURN)
             self._turns.wait(self)
 
     def go_on(self) -> bool:
@@ -109,7 +109,7 @@ class Endpoint(Sender[S]):
         if not self.closing:
             self._slice(self._rest)
         if not self._late and not self.closing:
-            self.flow.release(BACKLOG)
+            self.flow.release(TURN)
         return self._late
 
     def catch_up(self) -> None:

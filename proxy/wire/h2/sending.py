@@ -49,9 +49,9 @@ class Ahead:
 
     __slots__ = ("left", "turns")
 
-    def __init__(self) -> None:
+    def __init__(self, turns: Turns | None = None) -> None:
         self.left = _ALL_AHEAD_BYTES
-        self.turns = Turns()
+        self.turns = Turns() if turns is None else turns
 
 
 E = TypeVar("E", bound="Sender[Any]", covariant=True)
