@@ -387,6 +387,7 @@ class Endpoint(Sender[S]):
             if value > LARGEST_WINDOW:
                 raise Fault(frames.FLOW_CONTROL_ERROR, "SETTINGS_INITIAL_WINDOW_SIZE")
             more, self.initial_window = value - self.initial_window, value
+            self._left -= len(self.streams)
             for stream in list(self.streams.values()):
                 stream.window += more
                 if stream.window > LARGEST_WINDOW:
