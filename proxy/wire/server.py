@@ -14,7 +14,7 @@ from typing import Any, Protocol, cast
 from weir.proxy import contract
 from weir.proxy.wire import answers
 from weir.proxy.wire.aside import LARGE_BYTES, put_aside
-from weir.proxy.wire.body import BodyReader, reader
+from weir.proxy.wire.body import BodyReader, LengthBody, reader
 from weir.proxy.wire.clients import CLIENT_BYTES, SPARE_SECONDS
 from weir.proxy.wire.connection import plain_address
 from weir.proxy.wire.fields import HEAD_END, Malformed
@@ -29,6 +29,8 @@ HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\n"
 """How a client begins that knows of HTTP/2 (RFC 9113, 3.4), as far as it reads like a head."""
 LARGE_READ = 16 << 10
 """Bytes that are taken at once without asking what it costs; a millisecond or two at most."""
+_BULK_BYTES = 4096
+"""So much that is only passed on costs as much as a frame."""
 LINGER_SECONDS = 0.5
 """How long a refused client may go on sending, so that it reads the refusal and not a reset."""
 
@@ -57,11 +59,6 @@ Service = Callable[["ServerConnection", RequestHead, bytes, bool], None]
 
 It sets the connection's `exchange`, unless it answers and calls `finish` before it returns.
 """
-
-
-def _cost(data: bytes) -> int:
-    """In frames of HTTP/2: it is lines that cost, of heads and of chunks, and bytes not much."""
-    return len(data) // 512 + data.count(b"\n") // 2
 
 
 class ServerConnection:
@@ -305,7 +302,7 @@ class ServerConnection:
         if self._late:
             return
         if not self._turns.line:
-            left = self._turns.look() - _cost(data)
+            left = self._turns.look() - self._cost(data)
             if left >= 0:
                 self._turns.left = left
                 self._behind = b""
@@ -316,10 +313,17 @@ class ServerConnection:
         self.flow.hold(TURN)
         self._turns.wait(self)
 
+    def _cost(self, data: bytes) -> int:
+        """In frames of HTTP/2: it is lines that cost, of heads and of chunks, and bytes less."""
+        body = self._body
+        if self._tunnel or (isinstance(body, LengthBody) and body.left >= len(data)):
+            return len(data) // _BULK_BYTES
+        return len(data) // 512 + data.count(b"\n") // 2
+
     def go_on(self) -> bool:
         """Its turn has come. Is there still more?"""
         data = self._behind
-        if _cost(data) > SLICE:
+        if self._cost(data) > SLICE:
             data, self._behind = data[:LARGE_READ], data[LARGE_READ:]
         else:
             self._behind = b""

@@ -144,6 +144,7 @@ async def test_frames_of_one_pod_that_cost_more_than_they_are_make_no_other_wait
         await while_flooded(running, mob, more)
 
 
+MEASURED = b"POST /sink HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000000000\r\n\r\n"
 CHUNKED = b"POST /sink HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
@@ -152,9 +153,10 @@ CHUNKED = b"POST /sink HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n
     [
         (5, CHUNKED, b"1\r\nx\r\n" * 10_000),
         (200, CHUNKED, b"100000\r\n" + b"x" * 0x100000 + b"\r\n"),
+        (200, MEASURED, b"x" * 0x100000),
         (200, b"", b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n" * 2000),
     ],
-    ids=["a byte in each chunk", "uploads as fast as they go", "requests one behind the other"],
+    ids=["a byte in each chunk", "uploads in chunks", "uploads", "requests behind one another"],
 )
 async def test_http1_of_one_pod_that_costs_much_makes_no_other_wait(
     count: int, first: bytes, more: bytes

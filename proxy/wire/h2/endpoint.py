@@ -23,8 +23,8 @@ from weir.proxy.wire.turns import SLICE
 
 STREAM_BYTES = 1024
 """What a stream takes on each of its two connections, about, with all that is known of it."""
-_HEAD, _BYTES = 16, 512
-"""A head costs as much of a slice as so many frames, and so many bytes as one."""
+_HEAD, _HEAD_BYTES, _BYTES = 16, 512, 2048
+"""A head costs as much of a slice as so many frames, and so many bytes of it, or others, as one."""
 _IDLE_FRAMES = 10_000
 _SETTINGS = 32
 """In one frame. Some concern all streams, and so cost more than other bytes."""
@@ -272,7 +272,7 @@ class Endpoint(Sender[S]):
         except TooLarge:
             self.headers_received(number, None, ended)
         if self.decoder.fresh:
-            self._left -= self.decoder.fresh // _BYTES
+            self._left -= self.decoder.fresh // _HEAD_BYTES
             self.decoder.fresh = 0
 
     @staticmethod
