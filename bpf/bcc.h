@@ -32,6 +32,9 @@ typedef __u64 atomic; /* bcc compiles for the first version of eBPF, which has n
 	}                                                                                          \
 	static __always_inline long name##_body(__u32 index, x)
 
+#ifndef offsetof
+#define offsetof(type, member) __builtin_offsetof(type, member)
+#endif
 #ifndef barrier
 #define barrier() asm volatile("" ::: "memory")
 #endif

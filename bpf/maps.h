@@ -35,6 +35,7 @@ typedef __u32 atomic; /* what atomic operations are done on */
 #define MAX_ADDRESSES (4 * MAX_PODS)
 #define MAX_LISTENERS (8 * MAX_PODS)
 #define MAX_METERS    (LANES * MAX_PODS)
+#define PLACES	      128
 
 /* Raise it when something that is kept in a map (also a parser's state) gets another meaning, and
  * no definition changes that would tell: an agent uses the maps of an earlier one if their layouts
@@ -164,12 +165,13 @@ enum mode { HTTP1, HTTP2, TUNNEL, OPAQUE }; /* the last two: one request until t
  * are one line, the next pair is all that both write, and each direction begins a pair of its own.
  */
 struct connection {
+	__u64 owner; /* cookie of the socket; 0: there is none yet, or no longer */
 	__u64 netns, epoch;
 	enum mode mode;
 	__u32 gone;
 	atomic ended;	     /* no stream may be opened any more */
 	__u32 refused_above; /* HTTP/2, egress only: streams that GOAWAY disowns */
-	__u64 unused[3];
+	struct chunk_budget in_chunks;
 
 	__u64 since; /* first byte of the request that is running, ns */
 	__u64 heads; /* bit i: request number i (mod 64) is a HEAD; written by ingress only */
@@ -178,8 +180,8 @@ struct connection {
 	__u32 answered;	    /* egress only */
 	__u32 last_stream;  /* HTTP/2, ingress only: the highest stream that was opened */
 	__u32 late_from, late_to; /* ingress only: this range came before its turn */
-	struct chunk_budget in_chunks, out_chunks;
-	__u64 unused2[7];
+	struct chunk_budget out_chunks;
+	__u64 unused[9];
 
 	struct stream in, out;
 };
@@ -242,6 +244,22 @@ struct connections_map {
 	__type(key, int);
 	__type(value, struct connection);
 } connections A_MAP;
+
+/* But to make and free such a storage takes the kernel more than a microsecond. So connections have
+ * a place in a table, by their cookie, as long as it is free, and a storage only if it isn't. Few
+ * places, which stay in the caches: who opens connections all the time has few at once. */
+struct place {
+	__u64 unused[9]; /* as far behind the beginning of a pair of lines as in a storage */
+	struct connection c;
+};
+
+struct places_map {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE); /* it begins where a page does */
+	__uint(max_entries, PLACES);
+	__type(key, __u32);
+	__type(value, struct place);
+} places A_MAP;
 
 /* Only sockets that speak HTTP/2 have it. */
 struct open_streams_map {

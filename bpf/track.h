@@ -10,7 +10,8 @@
 
 #include "step.h"
 
-#define LOCK_TRIES   4096 /* its holder needs about a microsecond */
+#define CLAIMED	     (~0ULL) /* while a place is made ready for who comes */
+#define LOCK_TRIES   4096    /* its holder needs about a microsecond */
 #define TCP_FLAG_SYN 2
 
 struct segment {
@@ -52,18 +53,65 @@ static __always_inline int hops(const struct stream *s)
 	return s->state == BODY || s->state == DATA || s->state == PAYLOAD;
 }
 
-static __always_inline struct connection *followed(struct bpf_sock *sk)
+/* ---- where a connection's state is ------------------------------------------------------- */
+
+/* Cookies are given out one after the other, to each CPU from a run of 4096 of its own: what
+ * differs between the runs goes in, so that two CPUs don't ask for the same places. */
+static __always_inline struct connection *place_of(__u64 cookie)
 {
+	__u32 index = (cookie + 61 * (cookie >> 12)) & (PLACES - 1);
+	struct place *place = bpf_map_lookup_elem(MAP(places), &index);
+
+	if (!place)
+		return NULL;
+	barrier_var(place); /* the sum must not be made before the check */
+	return &place->c;
+}
+
+static __always_inline struct connection *followed(void *ctx, struct bpf_sock *sk, __u64 *cookie)
+{
+	struct connection *c;
+
 	if (!sk)
 		return NULL;
+	*cookie = bpf_get_socket_cookie(ctx);
+	c = place_of(*cookie);
+	if (c && c->owner == *cookie)
+		return c;
 	return bpf_sk_storage_get(MAP(connections), sk, NULL, 0);
+}
+
+/* What is not set when a connection is opened or a segment followed. */
+static __always_inline void reset(struct stream *s)
+{
+	s->left = 0;
+	s->id = 0;
+	s->head_steps = s->status = 0;
+	s->state = s->flags = s->match = s->type = 0;
+}
+
+/* Ingress may be with the socket before, which it found here in time. It takes `busy` and then
+ * looks whether it is still the owner; we own and then look whether it is busy. */
+static __always_inline int taken(struct connection *c)
+{
+	if (c->owner || __sync_val_compare_and_swap(&c->owner, 0, CLAIMED))
+		return 0;
+	if (c->in.busy) {
+		__sync_lock_test_and_set(&c->owner, 0);
+		return 0;
+	}
+	__builtin_memset(&c->mode, 0,
+			 offsetof(struct connection, unused) - offsetof(struct connection, mode));
+	reset(&c->in);
+	reset(&c->out);
+	return 1;
 }
 
 /* ---- life ------------------------------------------------------------------------------- */
 
 static __always_inline void connection_opened(struct bpf_sock_ops *ctx)
 {
-	__u64 netns = bpf_get_netns_cookie(ctx);
+	__u64 netns = bpf_get_netns_cookie(ctx), cookie;
 	struct pod *pod = bpf_map_lookup_elem(MAP(pods), &netns);
 	struct bpf_sock *sk = ctx->sk;
 	struct connection *c;
@@ -76,8 +124,11 @@ static __always_inline void connection_opened(struct bpf_sock_ops *ctx)
 	meter = pod_meter(netns);
 	if (!meter)
 		return;
-	c = bpf_sk_storage_get(MAP(connections), sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!c || c->epoch)
+	cookie = bpf_get_socket_cookie(ctx);
+	c = place_of(cookie);
+	if (!c || !taken(c))
+		c = bpf_sk_storage_get(MAP(connections), sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!c)
 		return;
 	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
 	c->netns = netns;
@@ -91,12 +142,13 @@ static __always_inline void connection_opened(struct bpf_sock_ops *ctx)
 	tcp = ctx->skb_data;
 	if ((void *)(tcp + 1) <= ctx->skb_data_end && !(ctx->skb_tcp_flags & TCP_FLAG_SYN))
 		early = ctx->skb_len - tcp->doff * 4;
-	if (!early)
-		return;
-	c->in.next += early;
-	c->in.state = LOST;
-	count(&meter->framing_lost);
-	request_begins(c, bpf_ktime_get_ns(), 0);
+	if (early) {
+		c->in.next += early;
+		c->in.state = LOST;
+		count(&meter->framing_lost);
+		request_begins(c, bpf_ktime_get_ns(), 0);
+	}
+	__sync_lock_test_and_set(&c->owner, cookie);
 }
 
 static __always_inline void ends(struct connection *c, struct bpf_sock *sk)
@@ -120,17 +172,19 @@ static __always_inline void state_changed(struct bpf_sock_ops *ctx)
 	struct bpf_sock *sk = ctx->sk;
 	struct connection *c;
 	struct meter *meter;
+	__u64 cookie;
 
-	if (ctx->args[1] != BPF_TCP_CLOSE || !sk)
+	if (ctx->args[1] != BPF_TCP_CLOSE)
 		return;
-	c = bpf_sk_storage_get(MAP(connections), sk, NULL, 0);
-	if (!c || c->gone)
+	c = followed(ctx, sk, &cookie);
+	if (!sk || !c || c->gone)
 		return;
 	c->gone = 1;
 	ends(c, sk);
 	meter = meter_of(c);
 	if (meter)
 		count(&meter->closed);
+	__sync_lock_test_and_set(&c->owner, 0); /* from now on somebody else's place */
 }
 
 /* ---- requests --------------------------------------------------------------------------- */
@@ -232,17 +286,19 @@ int follow_in(struct __sk_buff *skb)
 	struct bpf_sock *sk = skb->sk;
 	struct connection *c;
 	struct segment seg;
+	__u64 cookie;
 	int tries = 0;
 
 	if (!read_segment(skb, &seg) || !seg.length)
 		return 1; /* a pure ACK */
-	c = followed(sk);
+	c = followed(skb, sk, &cookie);
 	if (!sk || !c || c->mode > HTTP2)
 		return 1;
 	while (__sync_lock_test_and_set(&c->in.busy, 1))
 		if (++tries == LOCK_TRIES)
 			return 1; /* stays a gap, to be noticed by the next segment */
-	receive(skb, sk, c, &seg);
+	if (c->owner == cookie)	  /* still, or already */
+		receive(skb, sk, c, &seg);
 	/* clang 14 has no store-release for BPF */
 	__sync_lock_test_and_set(&c->in.busy, 0);
 	return 1;
@@ -289,10 +345,11 @@ int follow_out(struct __sk_buff *skb)
 	struct bpf_sock *sk = skb->sk;
 	struct connection *c;
 	struct segment seg;
+	__u64 cookie;
 
 	if (!read_segment(skb, &seg) || !(seg.length || seg.fin))
 		return 1;
-	c = followed(sk);
+	c = followed(skb, sk, &cookie);
 	if (!sk || !c)
 		return 1;
 	if (seg.length && c->mode <= HTTP2)

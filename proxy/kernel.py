@@ -37,7 +37,7 @@ log = logging.getLogger("weir.kernel")
 MINIMUM_KERNEL = (5, 17)  # bpf_loop
 _CAP_NET_ADMIN, _CAP_SYS_ADMIN = 12, 21
 Loader = Literal["libbpf", "bcc"]
-MAPS = ("pods", "addresses", "listeners", "meters", "connections", "open_streams", "bell")
+MAPS = ("pods", "addresses", "listeners", "meters", "connections", "places", "open_streams", "bell")
 
 
 class Kernel:

@@ -1,9 +1,10 @@
 """The backstop: direct connections whose request is far past its deadline are reset.
 
 The callers of the direct port keep the timeouts; this is for one that doesn't. Owns what is asked
-of sock_diag(7), which tells each socket together with what the programs keep in it (its storage),
-and destroys sockets: no iterator, no copy of an app's socket, no program of ours in any path. Works
-on the network namespace it is called in; refuses to know what a deadline is.
+of sock_diag(7), which tells each socket together with what the programs keep in it (its storage; of
+many it is in a table), and destroys sockets: no iterator, no copy of an app's socket, no program
+of ours in any path. Works on the network namespace it is called in; refuses to know what a
+deadline is.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from dataclasses import dataclass
 
 from weir.bpf.btf import Btf, Struct
 from weir.proxy import sockdiag
+from weir.proxy.places import Places
 
 _REQ_STORAGES, _REQ_MAP_FD = 2, 1  # INET_DIAG_REQ_SK_BPF_STORAGES, SK_DIAG_BPF_STORAGE_REQ_MAP_FD
 _STORAGES, _STORAGE, _MAP_ID, _MAP_VALUE = 20, 1, 2, 3
 _NESTED = 0x8000
 # in which an answer may still be owed, or on its way: all but LISTEN, SYN_*, TIME_WAIT, CLOSE
 _STATES = 1 << 1 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11
+_COOKIE = struct.Struct("<40xQ")  # in struct inet_diag_sockid
 _MESSAGE = struct.Struct("=BBBB48s20s")  # struct inet_diag_msg: its socket id, and counters
 _ENDED = 1 << 31  # ENDED in bpf/meter.h
 _GIVEN_UP = 0xFFFFFFFF  # the number of the stream that stands for what isn't parsed any more
@@ -40,7 +43,8 @@ class _Socket:
 class Overdue:
     """Of the connections of one layout."""
 
-    def __init__(self, fds: Mapping[str, int], btf: Btf) -> None:
+    def __init__(self, fds: Mapping[str, int], btf: Btf, places: Places) -> None:
+        self._places = places
         self._fds = (fds["connections"], fds["open_streams"])
         self._numbers = [_map_number(fd) for fd in self._fds]
         connection, streams = (btf.maps[name].value for name in ("connections", "open_streams"))
@@ -55,19 +59,22 @@ class Overdue:
         Raises OSError."""
         before = time.monotonic_ns() - int(seconds * 1e9)
         done = 0
+        placed = self._places.states()
         with sockdiag.connect() as netlink:
             for family in (socket.AF_INET, socket.AF_INET6):
                 overdue = [
                     each
                     for each in _dump(netlink, family, port, self._fds)
-                    if 0 < self._since(each) < before
+                    if 0 < self._since(each, placed) < before
                 ]
                 done += sum(_destroy(netlink, each) for each in overdue)
         return done
 
-    def _since(self, sock: _Socket) -> int:
+    def _since(self, sock: _Socket, placed: Mapping[int, bytes]) -> int:
         """When the oldest request began that is running, in ns of CLOCK_MONOTONIC; 0: none."""
-        raw, streams = (sock.storages.get(number) for number in self._numbers)
+        stored, streams = (sock.storages.get(number) for number in self._numbers)
+        (cookie,) = _COOKIE.unpack(sock.identity)
+        raw = placed.get(cookie, stored)
         if raw is None:
             return 0
         connection = self._connection.decode(raw, "since", "outstanding", "mode")

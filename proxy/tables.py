@@ -15,6 +15,7 @@ from weir.bpf.loaded import Loaded
 from weir.bpf.maps import Map
 from weir.proxy.overdue import Overdue
 from weir.proxy.pins import Layout
+from weir.proxy.places import Places
 
 LAST = "steer"
 """The program that is attached last: a pod that has it is whole."""
@@ -38,7 +39,8 @@ class Tables:
 
         self.pods, self.addresses = typed("pods"), typed("addresses")
         self.listeners, self.meters = typed("listeners"), typed("meters")
-        self.overdue = Overdue(fds, btf)
+        self.places = Places(fds["places"], btf)
+        self.overdue = Overdue(fds, btf, self.places)
         self.slots = btf.enum("listener_slot")["LISTENER_SLOTS"]
         self.lanes = min(btf.enum("meter_lane")["LANES"], _possible_cpus())
         self.layout, self.programs = layout, programs
@@ -77,6 +79,7 @@ class Tables:
         self.pods.delete(cookie)
         for lane in self.meter_keys(cookie):
             self.meters.delete(lane)
+        self.places.clear(cookie)
         if self.layout is not None:
             self.layout.end(cookie)
 
