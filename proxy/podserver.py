@@ -40,6 +40,8 @@ log = logging.getLogger("weir.pod")
 
 OTHER_CONNECTIONS = 16
 """So many at a time on each port but the data port, however many there are on that."""
+OTHER_HEAD = 64 << 10
+"""Bytes of a head there, which are not weighed when memory is short."""
 
 
 class Role(Enum):
@@ -252,7 +254,13 @@ class PodServer:
         self._others.append(clients)
 
         def protocol() -> asyncio.Protocol:
-            client = ServerConnection(service, clients.discard, patience=patience)
+            client = ServerConnection(
+                service,
+                clients.discard,
+                patience=patience,
+                most_head=OTHER_HEAD,
+                turns=clients.turns,
+            )
             clients.add(client)
             return as_protocol(client)
 

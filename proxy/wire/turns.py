@@ -8,7 +8,6 @@ the other pods of the process wait for one slice. It knows nothing of what is do
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from typing import Protocol
 
 
@@ -30,7 +29,7 @@ class Turns:
     __slots__ = ("_now", "left", "line")
 
     def __init__(self) -> None:
-        self.line: deque[Late] = deque()
+        self.line: list[Late] = []  # mostly empty, and every pod has several: no deque
         self.left = SLICE
         self._now = 0.0
 
@@ -52,7 +51,7 @@ class Turns:
         self.left = SLICE
         late = self.line[0]  # it stays until it is done: who comes meanwhile is behind it
         more = late.go_on()
-        self.line.popleft()
+        self.line.pop(0)
         if more:
             self.line.append(late)
         if self.line:

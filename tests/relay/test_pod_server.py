@@ -48,6 +48,13 @@ async def test_other_paths_and_ports_answer_404(pod: MakePod) -> None:
         assert (answer.status, answer.body) == (404, b"404 page not found\n")
 
 
+async def test_heads_of_the_other_ports_are_small(pod: MakePod) -> None:
+    made = await pod()
+    for role in (Role.ADMIN, Role.AUTOSCALER, Role.METRICS):
+        assert (await (await made.client(role)).get("/x", "A: " + 60_000 * "a")).status == 404
+        assert (await (await made.client(role)).get("/x", "A: " + 70_000 * "a")).status == 431
+
+
 async def test_the_autoscaler_port_takes_any_method_the_metrics_port_only_reads(
     pod: MakePod,
 ) -> None:
