@@ -22,22 +22,33 @@ class Map:
     def __init__(self, name: str, fd: int, types: MapTypes) -> None:
         self._name, self._fd, self._types = name, fd, types
         self._lib = library()
+        self._parts: dict[tuple[str, ...], Struct] = {}
 
     def get(self, key: Any, *names: str, locked: bool = False) -> Any | None:
         """None when there is no such key; of a struct only the fields `names`, if there are any.
         `locked`: under the value's spin lock, so that the fields agree with each other."""
         buffer = ctypes.create_string_buffer(self._types.value.size)
-        encoded = self._types.key.encode(key)
+        encoded = key if isinstance(key, bytes) else self._types.key.encode(key)
         result = self._lib.bpf_map_lookup_elem_flags(
             self._fd, encoded, buffer, _LOCK if locked else _ANY
         )
         if result == -errno.ENOENT:
             return None
         self._check(result, "get", key)
-        types = self._types.value
-        if names and isinstance(types, Struct):
-            return types.decode(buffer.raw, *names)
-        return types.decode(buffer.raw)
+        if not names:
+            return self._types.value.decode(buffer.raw)
+        if names not in self._parts:
+            self._parts[names] = self._part(names)
+        return self._parts[names].decode(buffer.raw)
+
+    def _part(self, names: tuple[str, ...]) -> Struct:
+        whole = self._types.value
+        assert isinstance(whole, Struct)
+        return Struct(whole.name, whole.size, tuple(f for f in whole.fields if f.name in names))
+
+    def encoded(self, key: Any) -> bytes:
+        """What `get` takes as well: of a key that is asked for all the time."""
+        return self._types.key.encode(key)
 
     def put(self, key: Any, value: Any) -> None:
         self._check(self._update(key, value, _ANY), "put", key)

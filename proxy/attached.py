@@ -67,6 +67,7 @@ class AttachedPod:
         self.target, self.cookie = target, cookie
         self.links: dict[str, Link] = {}
         self.tables = tables
+        self._lanes = list(map(tables.meters.encoded, tables.meter_keys(cookie)))
         self._exclusive, self._forget = exclusive, forget
         self._mptcp_found = False
         self._last: PodCounters | None = None
@@ -284,7 +285,7 @@ class AttachedPod:
         be seen: `in_flight` can be negative, and with it the integral is off by no more than those
         microseconds."""
         lanes: list[dict[str, Any]] = []
-        for key in self.tables.meter_keys(self.cookie):
+        for key in self._lanes:
             lane = self.tables.meters.get(key, *names, locked=True)
             if lane is None:
                 return None

@@ -320,13 +320,15 @@ class ServerConnection:
             return len(data) // _BULK_BYTES
         return len(data) // 512 + data.count(b"\n") // 2
 
-    def go_on(self) -> bool:
+    def go_on(self, turns: Turns) -> bool:
         """Its turn has come. Is there still more?"""
-        data = self._behind
-        if self._cost(data) > SLICE:
+        data, cost = self._behind, self._cost(self._behind)
+        if cost > SLICE:
             data, self._behind = data[:LARGE_READ], data[LARGE_READ:]
+            cost = self._cost(data)
         else:
             self._behind = b""
+        turns.left -= cost
         if not self._transport.is_closing():
             self._received(data)
         self._late = bool(self._behind)

@@ -16,14 +16,15 @@ MakePair = Callable[..., Awaitable[Pair]]
 
 
 class Work:
-    """So many slices of it; `done` is the order of all."""
+    """So many slices of it, each `cost` of a turn; `done` is the order of all."""
 
-    def __init__(self, name: str, slices: int, done: list[str]) -> None:
-        self.name, self.slices, self.done = name, slices, done
+    def __init__(self, name: str, slices: int, done: list[str], cost: int = SLICE) -> None:
+        self.name, self.slices, self.done, self.cost = name, slices, done, cost
 
-    def go_on(self) -> bool:
+    def go_on(self, turns: Turns) -> bool:
         self.done.append(self.name)
         self.slices -= 1
+        turns.left -= self.cost
         return self.slices > 0
 
 
@@ -45,6 +46,17 @@ async def test_each_turn_of_the_loop_does_one_slice() -> None:
         await asyncio.sleep(0)
         assert len(done) <= before + 1
     assert len(done) == 40
+
+
+async def test_a_turn_has_room_for_all_whose_work_is_little() -> None:
+    turns, done = Turns(), list[str]()
+    for name in "abcdef":
+        turns.wait(Work(name, 1, done, SLICE // 4))
+    await asyncio.sleep(0)
+    assert "".join(done) == "abcd"
+    await asyncio.sleep(0)
+    assert "".join(done) == "abcdef"
+    assert not turns.line
 
 
 async def test_a_slice_is_for_all_that_come_in_a_moment() -> None:

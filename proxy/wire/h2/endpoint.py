@@ -19,7 +19,7 @@ from weir.proxy.wire.h2 import frames
 from weir.proxy.wire.h2.frames import FRAME_BYTES, LARGEST_WINDOW
 from weir.proxy.wire.h2.hpack import Block, Decoder, HpackError, TooLarge
 from weir.proxy.wire.h2.sending import WINDOW, Ahead, S, Sender
-from weir.proxy.wire.turns import SLICE
+from weir.proxy.wire.turns import SLICE, Turns
 
 STREAM_BYTES = 1024
 """What a stream takes on each of its two connections, about, with all that is known of it."""
@@ -102,10 +102,10 @@ class Endpoint(Sender[S]):
             self.flow.hold(TURN)
             self._turns.wait(self)
 
-    def go_on(self) -> bool:
+    def go_on(self, turns: Turns) -> bool:
         """Its turn has come. Is there still more?"""
         self._late = False
-        self._left = SLICE
+        self._left = turns.left
         if not self.closing:
             self._slice(self._rest)
         if not self._late and not self.closing:
