@@ -485,6 +485,12 @@ class AdaptorProcess:
         await self._end(signal.SIGKILL)
 
     async def stop(self) -> int:
+        """In order, as soon as it can: before its first line of Python nobody could."""
+        process = self._process
+        assert process is not None
+        await until(
+            lambda: process.returncode is not None or self.minds(signal.SIGTERM), "it minds SIGTERM"
+        )
         return await self._end(signal.SIGTERM)
 
     async def ended(self) -> int:
