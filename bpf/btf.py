@@ -88,13 +88,16 @@ class Struct:
     size: int
     fields: tuple[Field, ...]
 
-    def decode(self, data: bytes, *names: str) -> dict[str, Any]:
-        """Of all fields, or of some."""
+    def decode(self, data: bytes) -> dict[str, Any]:
         return {
             field.name: field.layout.decode(data[field.offset : field.offset + field.layout.size])
             for field in self.fields
-            if not names or field.name in names
         }
+
+    def part(self, *names: str) -> Struct:
+        """As if it had these fields alone: what is decoded often is chosen once."""
+        chosen = tuple(field for field in self.fields if field.name in names)
+        return Struct(self.name, self.size, chosen)
 
     def encode(self, value: dict[str, Any]) -> bytes:
         data = bytearray(self.size)

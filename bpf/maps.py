@@ -38,13 +38,9 @@ class Map:
         if not names:
             return self._types.value.decode(buffer.raw)
         if names not in self._parts:
-            self._parts[names] = self._part(names)
+            assert isinstance(self._types.value, Struct)
+            self._parts[names] = self._types.value.part(*names)
         return self._parts[names].decode(buffer.raw)
-
-    def _part(self, names: tuple[str, ...]) -> Struct:
-        whole = self._types.value
-        assert isinstance(whole, Struct)
-        return Struct(whole.name, whole.size, tuple(f for f in whole.fields if f.name in names))
 
     def encoded(self, key: Any) -> bytes:
         """What `get` takes as well: of a key that is asked for all the time."""

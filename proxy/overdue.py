@@ -50,7 +50,8 @@ class Overdue:
         connection, streams = (btf.maps[name].value for name in ("connections", "open_streams"))
         assert isinstance(connection, Struct)
         assert isinstance(streams, Struct)
-        self._connection, self._streams = connection, streams
+        self._connection = connection.part("since", "outstanding", "mode")
+        self._streams = streams
         self._modes = btf.enum("mode")
 
     def reset(self, port: int, seconds: float) -> int:
@@ -77,7 +78,7 @@ class Overdue:
         raw = placed.get(cookie, stored)
         if raw is None:
             return 0
-        connection = self._connection.decode(raw, "since", "outstanding", "mode")
+        connection = self._connection.decode(raw)
         if connection["mode"] == self._modes["HTTP1"]:
             waits = 0 < connection["outstanding"] < _ENDED
             return int(connection["since"]) if waits else 0

@@ -18,7 +18,6 @@ from weir.proxy.environment import CERTIFICATES
 from weir.proxy.tls_settings import TlsSettings
 from weir.proxy.wire.clients import Clients
 from weir.proxy.wire.secure import SecureServer
-from weir.proxy.wire.turns import Turns
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +62,6 @@ class TlsPort:
         self._timer: asyncio.TimerHandle | None = None
         self.young: Clients[SecureServer] = Clients()
         """Connections that have no TLS yet."""
-        self._turns = Turns()
         self._loaded = self._on_disk()
         self.context = self._load()
 
@@ -75,7 +73,7 @@ class TlsPort:
 
         def protocol() -> asyncio.Protocol:
             connection = SecureServer(
-                self.context, make, self.young.discard, self._patience, self._turns
+                self.context, make, self.young.discard, self._patience, self.young.turns
             )
             self.young.add(connection)
             return connection
