@@ -168,7 +168,6 @@ struct connection {
 	__u64 owner; /* cookie of the socket; 0: there is none yet, or no longer */
 	__u64 netns, epoch;
 	enum mode mode;
-	__u32 gone;
 	atomic ended;	     /* no stream may be opened any more */
 	__u32 refused_above; /* HTTP/2, egress only: streams that GOAWAY disowns */
 	struct chunk_budget in_chunks;

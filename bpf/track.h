@@ -177,9 +177,8 @@ static __always_inline void state_changed(struct bpf_sock_ops *ctx)
 	if (ctx->args[1] != BPF_TCP_CLOSE)
 		return;
 	c = followed(ctx, sk, &cookie);
-	if (!sk || !c || c->gone)
+	if (!sk || !c || c->owner != cookie)
 		return;
-	c->gone = 1;
 	ends(c, sk);
 	meter = meter_of(c);
 	if (meter)
